@@ -1,0 +1,576 @@
+"""What array-api-compat and array-api-extra lack: the only core file that knows array libraries by name.
+
+Validation of arrays on entry, data types to compute in, the linear algebra that the standard leaves out
+(Cholesky that reports failure, triangular solves, inverses of positive definite matrices), and buffers that a
+blocked loop may reuse. Nothing here imports an array library other than NumPy and SciPy: the others are found
+through the arrays that people pass.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import array_api_compat as compat
+import numpy as np
+
+from softlinalg._typing import Array, Device, DType, Namespace
+from softlinalg.errors import BackendMismatchError, DTypeError, NonFiniteError, ParameterError, ResourceError, ShapeError
+
+__all__ = [
+    "Inputs",
+    "check_finite",
+    "check_memory",
+    "check_square",
+    "cholesky",
+    "compute_dtype",
+    "dtype_name",
+    "eps",
+    "eye_like",
+    "frobenius",
+    "has_float64",
+    "is_complex",
+    "is_cpu",
+    "is_half",
+    "is_numpy",
+    "is_traced",
+    "may_reuse_buffers",
+    "power_of_two_scale",
+    "prepare",
+    "real_dtype",
+    "real_scalar",
+    "real_trace",
+    "spd_inverse",
+    "take_rows",
+    "tiny",
+    "to_float",
+    "to_numpy",
+    "triangular_solve",
+    "wide_dtype",
+    "zeros_like_shape",
+]
+
+_HALF_NAMES = ("float16", "bfloat16")
+_REAL_NAMES = ("float32", "float64")
+_COMPLEX_NAMES = ("complex64", "complex128")
+
+
+# ---------------------------------------------------------------------------------------------- data types
+def dtype_name(dtype: DType) -> str:
+    """Plain name of a data type, the same in every library: "float32", "bfloat16", "int64", ..."""
+    name = getattr(dtype, "name", None)
+    if name is None:
+        name = str(dtype).rsplit(".", 1)[-1]
+    return str(name)
+
+
+def is_half(dtype: DType) -> bool:
+    """Is it float16 or bfloat16?"""
+    return dtype_name(dtype) in _HALF_NAMES
+
+
+def is_complex(dtype: DType) -> bool:
+    """Is it complex64 or complex128?"""
+    return dtype_name(dtype) in _COMPLEX_NAMES
+
+
+def compute_dtype(dtype: DType, *, xp: Namespace) -> DType:
+    """The type to compute in: float32 for the half precisions, otherwise the type itself."""
+    return xp.float32 if is_half(dtype) else dtype
+
+
+def real_dtype(dtype: DType, *, xp: Namespace) -> DType:
+    """The real type of the same precision."""
+    return {"complex64": xp.float32, "complex128": xp.float64}.get(dtype_name(dtype), dtype)
+
+
+def has_float64(x: Array, *, xp: Namespace) -> bool:
+    """Can the library compute in float64 on the device of `x`? (JAX without x64 and Apple's MPS cannot.)"""
+    if compat.is_torch_array(x):
+        return str(x.device.type) != "mps"
+    return "float64" in xp.__array_namespace_info__().dtypes(kind="real floating")
+
+
+def wide_dtype(x: Array, *, xp: Namespace) -> DType:
+    """float64 (complex128 for complex `x`) where the device has it, else the type to compute in."""
+    if has_float64(x, xp=xp):
+        return xp.complex128 if is_complex(x.dtype) else xp.float64
+    return compute_dtype(x.dtype, xp=xp)
+
+
+def eps(dtype: DType) -> float:
+    """Distance from 1 to the next larger number of the type (twice the unit roundoff), as a Python float."""
+    return {
+        "float16": 2.0**-10,
+        "bfloat16": 2.0**-7,
+        "float32": 2.0**-23,
+        "complex64": 2.0**-23,
+        "float64": 2.0**-52,
+        "complex128": 2.0**-52,
+    }[dtype_name(dtype)]
+
+
+def tiny(dtype: DType) -> float:
+    """Smallest positive normal number of the type, as a Python float."""
+    if dtype_name(dtype) == "float16":
+        return 2.0**-14
+    return 2.0**-126 if eps(dtype) >= 2.0**-23 else 2.0**-1022
+
+
+# ------------------------------------------------------------------------------------- arrays that come in
+class Inputs(NamedTuple):
+    """What `prepare` returns."""
+
+    xp: Namespace
+    """Array namespace that all arrays share."""
+    arrays: tuple[Array, ...]
+    """The arrays in the order given: floating, native byte order; None stays None."""
+    dtype: DType
+    """Common floating type of the result; half precisions keep their name here."""
+
+
+def is_traced(*arrays: Array) -> bool:
+    """Is any of the arrays an abstract value (jax.jit, vmap, torch.compile, torch.func), whose numbers cannot be read?"""
+    jax = sys.modules.get("jax")
+    torch = sys.modules.get("torch")
+    for x in arrays:
+        if jax is not None and isinstance(x, jax.core.Tracer):
+            return True
+        if torch is not None and isinstance(x, torch.Tensor):
+            if torch.compiler.is_compiling() or x.device.type == "meta":
+                return True
+            if torch._C._functorch.is_functorch_wrapped_tensor(x) or type(x).__name__ == "FakeTensor":
+                return True
+    return False
+
+
+def _as_array(x: Any, *, func: str, name: str) -> Array:
+    """Turn one argument into an array, or say why it is none."""
+    if isinstance(x, np.ma.MaskedArray):
+        message = f"{func}: {name} must not be masked; got a numpy masked array. Fill it first: {name}.filled(value)."
+        raise DTypeError(message)
+    sparse = sys.modules.get("scipy.sparse")
+    if sparse is not None and sparse.issparse(x):
+        message = f"{func}: {name} must be dense; got a sparse {type(x).__name__} of shape {x.shape}. Convert it: {name}.toarray()."
+        raise DTypeError(message)
+    if compat.is_dask_array(x):
+        message = (
+            f"{func}: {name} must be in memory; got a Dask array of shape {x.shape}. Pass {name}.compute() if it fits; "
+            "data larger than memory needs the streaming form (softlinalg.dask), which works chunk by chunk."
+        )
+        raise DTypeError(message)
+    if isinstance(x, np.ndarray):
+        return np.asarray(x)  # np.matrix and memory maps become plain arrays, without a copy
+    if compat.is_array_api_obj(x):
+        return x
+    if isinstance(x, list | tuple | int | float | complex | np.generic) or hasattr(x, "__array__"):
+        try:
+            return np.asarray(x)
+        except (TypeError, ValueError) as error:
+            message = f"{func}: {name} must be a rectangular array of numbers; got a {type(x).__name__} that numpy cannot convert. Pass an array."
+            raise DTypeError(message) from error
+    message = f"{func}: {name} must be an array; got {type(x).__name__}. Pass a NumPy, PyTorch, JAX or CuPy array."
+    raise DTypeError(message)
+
+
+def _as_floating(x: Array, *, func: str, name: str, allow_complex: bool, xp: Namespace) -> Array:
+    """Promote integers and booleans, make the byte order native, refuse every type that is not a supported number."""
+    kind = dtype_name(x.dtype)
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))
+        kind = dtype_name(x.dtype)
+    if kind in _REAL_NAMES or kind in _HALF_NAMES:
+        return x
+    if kind in _COMPLEX_NAMES:
+        if allow_complex:
+            return x
+        message = f"{func}: {name} must be real; got dtype {kind}. Pass its real part, or real and imaginary parts as features."
+        raise DTypeError(message)
+    if kind == "bool" or kind.startswith(("int", "uint")):
+        return xp.astype(x, xp.__array_namespace_info__().default_dtypes()["real floating"])
+    message = f"{func}: {name} must hold float16, bfloat16, float32, float64 or integers; got dtype {kind}. Convert it with astype."
+    raise DTypeError(message[:400])
+
+
+def prepare(func: str, arrays: Mapping[str, Any], *, allow_complex: bool = False) -> Inputs:
+    """Check and convert the arrays of a public function: its first line.
+
+    Parameters
+    ----------
+    func : str
+        Name of the public function, for messages.
+    arrays : mapping of argument name to array-like or None
+        Lists and objects with ``__array__`` become NumPy arrays; None stays None. Arrays from lists follow the
+        namespace of the other arguments.
+    allow_complex : bool
+        Whether complex numbers are taken.
+
+    Returns
+    -------
+    Inputs
+
+    Raises
+    ------
+    DTypeError
+        Masked, sparse, Dask, object, string, long double or (unless allowed) complex input.
+    BackendMismatchError
+        Arrays of different libraries or devices.
+    """
+    given = {name: _as_array(x, func=func, name=name) for name, x in arrays.items() if x is not None}
+    try:
+        xp = compat.array_namespace(*given.values())
+    except TypeError as error:
+        kinds = ", ".join(f"{name}: {type(x).__module__.split('.')[0]}.{type(x).__name__}" for name, x in given.items())
+        message = f"{func}: all arrays must come from one library; got {kinds}. Convert them to one."
+        raise BackendMismatchError(message[:400]) from error
+    if not is_traced(*given.values()):
+        devices = {name: compat.device(x) for name, x in given.items()}
+        if len({str(d) for d in devices.values()}) > 1:
+            shown = ", ".join(f"{name} on {device}" for name, device in devices.items())
+            message = f"{func}: all arrays must be on one device; got {shown}. Move them to one."
+            raise BackendMismatchError(message[:400])
+    for name, x in given.items():
+        given[name] = _as_floating(x, func=func, name=name, allow_complex=allow_complex, xp=xp)
+    dtypes = [x.dtype for x in given.values()]
+    dtype = dtypes[0]
+    for other in dtypes[1:]:
+        if other != dtype:
+            dtype = xp.result_type(dtype, other)
+    return Inputs(xp, tuple(given.get(name) for name in arrays), dtype)
+
+
+def check_finite(x: Array, *, func: str, name: str, xp: Namespace) -> None:
+    """Raise NonFiniteError where `x` holds NaN or infinity, with their number and the first place; no check when traced.
+
+    The sum of all entries is finite only where every entry is, so the usual case costs one pass and no memory.
+    """
+    if is_traced(x) or math.prod(x.shape) == 0:
+        return
+    real = x if not is_complex(x.dtype) else xp.abs(x)
+    if is_half(x.dtype):
+        real = xp.astype(real, xp.float32)
+    with np.errstate(all="ignore"):
+        if bool(xp.isfinite(xp.sum(real))):
+            return
+    bad = ~xp.isfinite(real)
+    count = int(xp.sum(xp.astype(bad, xp.int64 if has_float64(x, xp=xp) else xp.int32)))
+    if count == 0:  # the sum overflowed; the entries are fine
+        return
+    first = int(xp.argmax(xp.astype(xp.reshape(bad, (-1,)), xp.int32)))
+    where = [int(i) for i in np.unravel_index(first, tuple(x.shape))]
+    entries = "entry" if count == 1 else "entries"
+    message = f"{func}: {name} must be finite; got {count} non-finite {entries} (first at {where}). Clean the data first, or pass check_finite=False where the function has it."
+    raise NonFiniteError(message)
+
+
+def check_square(a: Array, *, func: str, name: str) -> None:
+    """Raise ShapeError unless the last two axes of `a` are equal and not empty."""
+    if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
+        message = f"{func}: {name} must have shape (..., m, m); got {tuple(a.shape)}. Pass square matrices."
+        raise ShapeError(message)
+    if a.shape[-1] == 0:
+        message = f"{func}: {name} must have at least one row; got shape {tuple(a.shape)}. Pass matrices with m >= 1."
+        raise ShapeError(message)
+
+
+def real_scalar(value: Any, *, func: str, name: str, minimum: float = 0.0, strict: bool = True, maximum: float = math.inf) -> float:
+    """A finite Python float from a setting, within (minimum, maximum] or, unless `strict`, [minimum, maximum]."""
+    relation = ">" if strict else ">="
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        message = f"{func}: {name} must be a number {relation} {minimum:g}; got {type(value).__name__}. Pass a float."
+        raise ParameterError(message) from error
+    low_enough = number > minimum if strict else number >= minimum
+    if isinstance(value, bool) or not (math.isfinite(number) and low_enough and number <= maximum):
+        upper = "" if maximum == math.inf else f" and <= {maximum:g}"
+        message = f"{func}: {name} must be a finite number {relation} {minimum:g}{upper}; got {number!r}. Choose a value in that range."
+        raise ParameterError(message)
+    return number
+
+
+def check_memory(required: int, budget: int | None, *, func: str, what: str, remedy: str) -> None:
+    """Refuse, before anything is allocated, a result of `required` bytes where only `budget` may be used."""
+    limit = budget if budget is not None else sys.maxsize
+    if required > limit:
+        message = f"{func}: {what} must fit in {limit / 1e9:.3g} GB; got a need of {required / 1e9:.3g} GB. {remedy}"
+        raise ResourceError(message[:400], required, limit)
+
+
+# -------------------------------------------------------------------------------------- arrays of our own
+def is_numpy(x: Array) -> bool:
+    """Is it a NumPy array?"""
+    return isinstance(x, np.ndarray)
+
+
+def is_cpu(x: Array) -> bool:
+    """Does `x` live in the memory of the host?"""
+    if is_traced(x):
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(x, torch.Tensor):
+            return str(x.device.type) == "cpu"
+        return False
+    return "cpu" in str(compat.device(x)).lower()
+
+
+def may_reuse_buffers(*arrays: Array) -> bool:
+    """May a loop write into buffers it made from these arrays? NumPy, CuPy and PyTorch outside autograd: yes."""
+    for x in arrays:
+        if compat.is_numpy_array(x) or compat.is_cupy_array(x):
+            continue
+        if compat.is_torch_array(x) and not x.requires_grad and not is_traced(x):
+            continue
+        return False
+    return True
+
+
+def to_float(x: Array) -> float:
+    """A Python float from an array of one entry."""
+    return float(x)
+
+
+def to_numpy(x: Array) -> np.ndarray[Any, Any]:
+    """The numbers of `x` on the host, as a NumPy array (bfloat16 as float32)."""
+    if isinstance(x, np.ndarray):
+        return x
+    if compat.is_torch_array(x):
+        x = x.detach().cpu()
+        return np.asarray((x.float() if dtype_name(x.dtype) == "bfloat16" else x).numpy())
+    if compat.is_cupy_array(x):
+        return np.asarray(x.get())
+    return np.asarray(x)
+
+
+def from_numpy(x: np.ndarray[Any, Any], like: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
+    """A host array in the library and on the device of `like`."""
+    device: Device = compat.device(like)
+    return xp.asarray(x, dtype=dtype, device=device) if dtype is not None else xp.asarray(x, device=device)
+
+
+def eye_like(a: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
+    """The identity, shape (m, m), with m, device and (unless given) dtype of `a` (..., m, m)."""
+    return xp.eye(a.shape[-1], dtype=dtype or a.dtype, device=compat.device(a))
+
+
+def zeros_like_shape(shape: tuple[int, ...], like: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
+    """Zeros of a shape, with device and (unless given) dtype of `like`."""
+    return xp.zeros(shape, dtype=dtype or like.dtype, device=compat.device(like))
+
+
+def empty_like_shape(shape: tuple[int, ...], like: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
+    """Uninitialised memory of a shape, with device and (unless given) dtype of `like`."""
+    return xp.empty(shape, dtype=dtype or like.dtype, device=compat.device(like))
+
+
+def take_rows(x: Array, indices: Any, *, xp: Namespace) -> Array:
+    """Rows of `x` at host indices, in order."""
+    host = np.asarray(indices, dtype=np.int64)
+    if isinstance(x, np.ndarray):
+        return x[host]
+    return xp.take(x, from_numpy(host, x, xp=xp), axis=0)
+
+
+def frobenius(a: Array, *, xp: Namespace) -> Array:
+    """Frobenius norm over the last two axes, shape (...)."""
+    return xp.sqrt(xp.sum(xp.abs(a) ** 2, axis=(-2, -1)))
+
+
+def real_trace(a: Array, *, xp: Namespace) -> Array:
+    """Real part of the trace over the last two axes, shape (...)."""
+    trace = xp.linalg.trace(a)
+    return xp.real(trace) if is_complex(a.dtype) else trace
+
+
+def power_of_two_scale(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Scale each matrix by an exact power of two so that its largest entry lies in [1/2, 1).
+
+    Parameters
+    ----------
+    a : array, shape (..., m, n)
+
+    Returns
+    -------
+    scaled : array, shape (..., m, n)
+        a * 2**-exponent, exact unless entries below 2**-1021 times the largest one vanish.
+    exponent : array, shape (...), real
+        Whole numbers; zero for a zero (or empty or non-finite) matrix. Undo an inverse with `scale_by_power_of_two`.
+    """
+    real = real_dtype(a.dtype, xp=xp)
+    if a.shape[-1] == 0 or a.shape[-2] == 0:
+        return a, zeros_like_shape(tuple(a.shape[:-2]), a, xp=xp, dtype=real)
+    if is_complex(a.dtype):  # the larger of both parts: |z| itself could overflow
+        largest = xp.maximum(xp.max(xp.abs(xp.real(a)), axis=(-2, -1)), xp.max(xp.abs(xp.imag(a)), axis=(-2, -1)))
+    else:
+        largest = xp.max(xp.abs(a), axis=(-2, -1))
+    usable = xp.isfinite(largest) & (largest > 0)
+    if isinstance(largest, np.ndarray | np.generic):  # exact, and twice as fast as the logarithm
+        exponent = np.where(usable, np.frexp(largest)[1], 0).astype(real)
+        return scale_by_power_of_two(a, -exponent, xp=xp), exponent
+    # Subnormals are brought into the normal range first: the logarithm of some devices flushes them to zero.
+    lift = 2.0**64
+    small = largest < tiny(real) * lift
+    lifted = xp.where(small, largest * lift, largest)
+    exponent = xp.floor(xp.log2(xp.where(usable, lifted, xp.ones_like(largest)))) + 1
+    exponent = xp.where(small & usable, exponent - 64, exponent)
+    exponent = xp.where(usable, exponent, xp.zeros_like(exponent))
+    return scale_by_power_of_two(a, -exponent, xp=xp), exponent
+
+
+def scale_by_power_of_two(a: Array, exponent: Array, *, xp: Namespace) -> Array:
+    """a * 2**exponent per matrix, in two factors so that neither overflows while the product is in range.
+
+    Parameters
+    ----------
+    a : array, shape (..., m, n)
+    exponent : array, shape (...)
+        Whole numbers as floats.
+    """
+    real = real_dtype(a.dtype, xp=xp)
+    half = xp.floor(exponent / 2)
+    first = xp.astype(_exact_power_of_two(half, xp=xp), real)[..., None, None]
+    second = xp.astype(_exact_power_of_two(exponent - half, xp=xp), real)[..., None, None]
+    return (a * first) * second
+
+
+def _exact_power_of_two(n: Array, *, xp: Namespace) -> Array:
+    """2**n for whole |n| < 1024, exactly: vectorised pow is off by a rounding error in some libraries."""
+    if isinstance(n, np.ndarray | np.generic):
+        return np.ldexp(np.ones_like(n), np.asarray(n, dtype=np.int32))
+    remaining = xp.abs(n)
+    power = xp.ones_like(n)
+    for bit in range(10):
+        half = xp.floor(remaining / 2)
+        power = xp.where(remaining - 2 * half > 0, power * 2.0 ** min(2**bit, 1023), power)
+        remaining = half
+    return xp.where(n < 0, 1 / power, power)
+
+
+# ----------------------------------------------------------------------------- linear algebra not standard
+def _numpy_cholesky(a: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Batched Cholesky that fails per matrix; the whole batch at once where nothing fails."""
+    try:
+        return np.linalg.cholesky(a), np.ones(a.shape[:-2], dtype=bool)
+    except np.linalg.LinAlgError:
+        pass
+    factor = np.full(a.shape, np.nan, dtype=a.dtype)
+    ok = np.zeros(a.shape[:-2], dtype=bool)
+    for index in np.ndindex(*a.shape[:-2]):  # only here, where at least one matrix is not positive definite
+        try:
+            factor[index] = np.linalg.cholesky(a[index])
+            ok[index] = True
+        except np.linalg.LinAlgError:
+            continue
+    return factor, ok
+
+
+def cholesky(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Lower Cholesky factor and, per matrix, whether it exists.
+
+    Parameters
+    ----------
+    a : array, shape (..., m, m)
+        Hermitian; only one triangle is read.
+
+    Returns
+    -------
+    factor : array, shape (..., m, m)
+        NaN where the matrix is not numerically positive definite.
+    ok : boolean array, shape (...)
+    """
+    if compat.is_numpy_array(a):
+        return _numpy_cholesky(a)
+    if compat.is_torch_array(a):
+        torch = sys.modules["torch"]
+        factor, status = torch.linalg.cholesky_ex(a)
+        ok = status == 0
+        return torch.where(ok[..., None, None], factor, torch.full_like(factor, math.nan)), ok
+    if compat.is_jax_array(a) or compat.is_cupy_array(a):  # these return NaN instead of raising
+        factor = xp.linalg.cholesky(a)
+        ok = xp.all(xp.isfinite(factor), axis=(-2, -1))
+        return xp.where(ok[..., None, None], factor, xp.full_like(factor, math.nan)), ok
+    host, ok_host = _numpy_cholesky(to_numpy(a))
+    return from_numpy(host, a, xp=xp), from_numpy(ok_host, a, xp=xp)
+
+
+def triangular_solve(factor: Array, b: Array, *, xp: Namespace, adjoint: bool = False) -> Array:
+    """Solve L Y = B, or L^H Y = B, for a lower triangular L.
+
+    Parameters
+    ----------
+    factor : array, shape (..., m, m)
+    b : array, shape (..., m, k)
+    adjoint : bool
+        Solve with the conjugate transpose instead.
+    """
+    if compat.is_torch_array(factor):
+        torch = sys.modules["torch"]
+        left = factor.mH if adjoint else factor
+        return torch.linalg.solve_triangular(left, b, upper=adjoint)
+    if compat.is_jax_array(factor):
+        jax = sys.modules["jax"]
+        batch = np.broadcast_shapes(factor.shape[:-2], b.shape[:-2])
+        left = xp.broadcast_to(factor, (*batch, *factor.shape[-2:]))
+        right = xp.broadcast_to(b, (*batch, *b.shape[-2:]))
+        return jax.lax.linalg.triangular_solve(left, right, left_side=True, lower=True, transpose_a=adjoint, conjugate_a=adjoint)
+    if compat.is_cupy_array(factor):
+        cupyx_linalg = __import__("cupyx.scipy.linalg", fromlist=["solve_triangular"])
+        return cupyx_linalg.solve_triangular(factor, b, lower=True, trans="C" if adjoint else "N")
+    from scipy.linalg import solve_triangular  # imported late: `import softlinalg` stays quick
+
+    solved = solve_triangular(to_numpy(factor), to_numpy(b), lower=True, trans="C" if adjoint else "N", check_finite=False)
+    return solved if compat.is_numpy_array(factor) else from_numpy(solved, factor, xp=xp)
+
+
+def spd_inverse(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Inverse of Hermitian positive definite matrices by Cholesky; NaN, and False, where there is no factor.
+
+    Parameters
+    ----------
+    a : array, shape (..., m, m)
+
+    Returns
+    -------
+    inverse : array, shape (..., m, m)
+        Exactly Hermitian.
+    ok : boolean array, shape (...)
+    """
+    factor, ok = cholesky(a, xp=xp)
+    if compat.is_torch_array(a):
+        torch = sys.modules["torch"]
+        eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        safe = torch.where(ok[..., None, None], factor, eye)
+        inverse = torch.cholesky_inverse(safe)
+        inverse = torch.where(ok[..., None, None], inverse, torch.full_like(inverse, math.nan))
+    elif compat.is_numpy_array(a):
+        inverse = _numpy_cholesky_inverse(factor, ok)
+    else:
+        eye = xp.broadcast_to(eye_like(a, xp=xp), a.shape)
+        safe = xp.where(ok[..., None, None], factor, eye)
+        inverse_factor = triangular_solve(safe, eye, xp=xp)
+        inverse = adjoint(inverse_factor, xp=xp) @ inverse_factor
+        inverse = xp.where(ok[..., None, None], inverse, xp.full_like(inverse, math.nan))
+    return (inverse + adjoint(inverse, xp=xp)) / 2, ok
+
+
+def _numpy_cholesky_inverse(factor: np.ndarray[Any, Any], ok: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """LAPACK's potri for each matrix: NumPy has no batched form, and a general inverse costs four times as much."""
+    from scipy.linalg import get_lapack_funcs
+
+    (potri,) = get_lapack_funcs(("potri",), (factor,))
+    inverse = np.full(factor.shape, np.nan, dtype=factor.dtype)
+    for index in np.ndindex(*factor.shape[:-2]):
+        if ok[index]:
+            # C order read as Fortran order is the transpose: an upper factor U with A = U^H U holds conj(L)^T.
+            result, status = potri(factor[index].T, lower=0)
+            ok[index] = ok[index] and status == 0
+            upper = np.triu(result)
+            inverse[index] = np.triu(result, 1).conj() + upper.T if np.iscomplexobj(upper) else upper + np.triu(result, 1).T
+    return inverse
+
+
+def adjoint(a: Array, *, xp: Namespace) -> Array:
+    """Conjugate transpose over the last two axes."""
+    transposed = xp.matrix_transpose(a)
+    return xp.conj(transposed) if is_complex(a.dtype) else transposed
