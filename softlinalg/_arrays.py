@@ -419,7 +419,7 @@ def power_of_two_scale(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
 
 
 def scale_by_power_of_two(a: Array, exponent: Array, *, xp: Namespace) -> Array:
-    """a * 2**exponent per matrix, in two factors so that neither overflows while the product is in range.
+    """A * 2**exponent per matrix, in two factors so that neither overflows while the product is in range.
 
     Parameters
     ----------

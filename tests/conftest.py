@@ -1,0 +1,132 @@
+"""Fixtures that every test file shares: one array backend at a time, and reproducible property tests."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
+
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.register_profile("thorough", parent=settings.get_profile("ci"), max_examples=2000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""Real data sets and reference numbers lie beside a checkout; tests that need them skip, and say so, without."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library under test."""
+
+    name: str
+    xp: Any
+    """Namespace with the functions of the standard (what array_api_compat.array_namespace returns)."""
+    convert: Callable[..., Any]
+
+    def asarray(self, values: Any, dtype: str | None = None) -> Any:
+        """An array of this library from NumPy values; `dtype` by name ("float32")."""
+        host = np.asarray(values, dtype=dtype)
+        return self.convert(host)
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        """Back to NumPy, for comparison."""
+        from softlinalg import _arrays
+
+        return np.asarray(_arrays.to_numpy(x))
+
+
+def _read_only(host: np.ndarray) -> np.ndarray:
+    copy = np.array(host, copy=True)
+    copy.setflags(write=False)
+    return copy
+
+
+def _backend(name: str) -> Backend:
+    if name in ("numpy", "numpy-readonly"):
+        import array_api_compat.numpy as xp
+
+        return Backend(name, xp, _read_only if name == "numpy-readonly" else lambda host: np.array(host, copy=True))
+    if name == "strict":
+        import array_api_strict
+
+        return Backend(name, array_api_strict, array_api_strict.asarray)
+    if name == "torch":
+        import array_api_compat.torch as xp
+        import torch
+
+        return Backend(name, xp, lambda host: torch.tensor(np.ascontiguousarray(host)))
+    if name == "jax":
+        import jax.numpy as jnp
+
+        return Backend(name, jnp, jnp.asarray)
+    import array_api_compat.cupy as xp
+    import cupy
+
+    return Backend(name, xp, cupy.asarray)
+
+
+_MODULES = {"numpy": "numpy", "numpy-readonly": "numpy", "strict": "array_api_strict", "torch": "torch", "jax": "jax", "cupy": "cupy"}
+
+
+def _gpu_missing() -> str | None:
+    """Why CuPy cannot run here, or None."""
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed"
+    import cupy
+
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"no CUDA GPU: {error}"
+    return None
+
+
+@pytest.fixture(params=["numpy", "numpy-readonly", "strict", "torch", "jax", pytest.param("cupy", marks=pytest.mark.gpu)])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each array library in turn (JAX with 64-bit types enabled); missing ones are skipped with the reason."""
+    name = request.param
+    if importlib.util.find_spec(_MODULES[name]) is None:
+        pytest.skip(f"{_MODULES[name]} is not installed")
+    if name == "cupy" and (reason := _gpu_missing()):
+        pytest.skip(reason)
+    with contextlib.ExitStack() as stack:
+        if name == "jax":
+            import jax
+
+            stack.enter_context(jax.enable_x64(True))
+        yield _backend(name)
+
+
+@pytest.fixture
+def xp(backend: Backend) -> Any:
+    """The namespace of the backend under test."""
+    return backend.xp
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """One BLAS thread per test process: small products gain nothing from two, and workers would fight."""
+    with threadpool_limits(1):
+        if importlib.util.find_spec("torch") is not None:
+            import torch
+
+            torch.set_num_threads(1)
+        yield
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of the real data sets; the test is skipped, with the reason, where it is missing."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data sets are not beside this checkout ({folder.name} is missing)")
+    return folder
