@@ -21,27 +21,33 @@ from softlinalg.errors import BackendMismatchError, DTypeError, NonFiniteError, 
 
 __all__ = [
     "Inputs",
+    "adjoint",
+    "binary_exponent",
     "check_finite",
     "check_memory",
     "check_square",
     "cholesky",
     "compute_dtype",
     "dtype_name",
+    "empty_like_shape",
     "eps",
     "eye_like",
     "frobenius",
+    "from_numpy",
     "has_float64",
     "is_complex",
     "is_cpu",
     "is_half",
     "is_numpy",
     "is_traced",
+    "largest_entry",
     "may_reuse_buffers",
     "power_of_two_scale",
     "prepare",
     "real_dtype",
     "real_scalar",
     "real_trace",
+    "scale_by_power_of_two",
     "spd_inverse",
     "take_rows",
     "tiny",
@@ -169,7 +175,9 @@ def _as_array(x: Any, *, func: str, name: str) -> Array:
         try:
             return np.asarray(x)
         except (TypeError, ValueError) as error:
-            message = f"{func}: {name} must be a rectangular array of numbers; got a {type(x).__name__} that numpy cannot convert. Pass an array."
+            message = (
+                f"{func}: {name} must be a rectangular array of numbers; got a {type(x).__name__} that numpy cannot convert. Pass an array."
+            )
             raise DTypeError(message) from error
     message = f"{func}: {name} must be an array; got {type(x).__name__}. Pass a NumPy, PyTorch, JAX or CuPy array."
     raise DTypeError(message)
@@ -261,7 +269,7 @@ def check_finite(x: Array, *, func: str, name: str, xp: Namespace) -> None:
     first = int(xp.argmax(xp.astype(xp.reshape(bad, (-1,)), xp.int32)))
     where = [int(i) for i in np.unravel_index(first, tuple(x.shape))]
     entries = "entry" if count == 1 else "entries"
-    message = f"{func}: {name} must be finite; got {count} non-finite {entries} (first at {where}). Clean the data first, or pass check_finite=False where the function has it."
+    message = f"{func}: {name} must be finite; got {count} non-finite {entries} (first at {where}). Clean the data, or pass check_finite=False where offered."
     raise NonFiniteError(message)
 
 
@@ -383,6 +391,31 @@ def real_trace(a: Array, *, xp: Namespace) -> Array:
     return xp.real(trace) if is_complex(a.dtype) else trace
 
 
+def largest_entry(a: Array, *, xp: Namespace) -> Array:
+    """Largest absolute value over the last two axes, shape (...); of both parts for complex, where |z| could overflow."""
+    if a.shape[-1] == 0 or a.shape[-2] == 0:
+        return zeros_like_shape(tuple(a.shape[:-2]), a, xp=xp, dtype=real_dtype(a.dtype, xp=xp))
+    if is_complex(a.dtype):
+        return xp.maximum(xp.max(xp.abs(xp.real(a)), axis=(-2, -1)), xp.max(xp.abs(xp.imag(a)), axis=(-2, -1)))
+    return xp.max(xp.abs(a), axis=(-2, -1))
+
+
+def binary_exponent(value: Array, *, xp: Namespace) -> Array:
+    """Whole number e (as a float) with value in [2**(e-1), 2**e); zero where `value` is zero or not finite.
+
+    Exact in NumPy; elsewhere one off at most next to a power of two, which keeps every scaling exact all the same.
+    """
+    usable = xp.isfinite(value) & (value > 0)
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(np.where(usable, np.frexp(value)[1], 0).astype(value.dtype))
+    # Subnormals are brought into the normal range first: the logarithm of some devices flushes them to zero.
+    small = value < tiny(value.dtype) * 2.0**64
+    lifted = xp.where(small, value * 2.0**64, value)
+    exponent = xp.floor(xp.log2(xp.where(usable, lifted, xp.ones_like(value)))) + 1
+    exponent = xp.where(small, exponent - 64, exponent)
+    return xp.where(usable, exponent, xp.zeros_like(exponent))
+
+
 def power_of_two_scale(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
     """Scale each matrix by an exact power of two so that its largest entry lies in [1/2, 1).
 
@@ -397,24 +430,7 @@ def power_of_two_scale(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
     exponent : array, shape (...), real
         Whole numbers; zero for a zero (or empty or non-finite) matrix. Undo an inverse with `scale_by_power_of_two`.
     """
-    real = real_dtype(a.dtype, xp=xp)
-    if a.shape[-1] == 0 or a.shape[-2] == 0:
-        return a, zeros_like_shape(tuple(a.shape[:-2]), a, xp=xp, dtype=real)
-    if is_complex(a.dtype):  # the larger of both parts: |z| itself could overflow
-        largest = xp.maximum(xp.max(xp.abs(xp.real(a)), axis=(-2, -1)), xp.max(xp.abs(xp.imag(a)), axis=(-2, -1)))
-    else:
-        largest = xp.max(xp.abs(a), axis=(-2, -1))
-    usable = xp.isfinite(largest) & (largest > 0)
-    if isinstance(largest, np.ndarray | np.generic):  # exact, and twice as fast as the logarithm
-        exponent = np.where(usable, np.frexp(largest)[1], 0).astype(real)
-        return scale_by_power_of_two(a, -exponent, xp=xp), exponent
-    # Subnormals are brought into the normal range first: the logarithm of some devices flushes them to zero.
-    lift = 2.0**64
-    small = largest < tiny(real) * lift
-    lifted = xp.where(small, largest * lift, largest)
-    exponent = xp.floor(xp.log2(xp.where(usable, lifted, xp.ones_like(largest)))) + 1
-    exponent = xp.where(small & usable, exponent - 64, exponent)
-    exponent = xp.where(usable, exponent, xp.zeros_like(exponent))
+    exponent = binary_exponent(largest_entry(a, xp=xp), xp=xp)
     return scale_by_power_of_two(a, -exponent, xp=xp), exponent
 
 

@@ -36,5 +36,7 @@ def as_generator(rng: RngLike, *, func: str) -> np.random.Generator:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
         shown = repr(rng) if isinstance(rng, int | float | str) else type(rng).__name__
-        message = f"{func}: rng must be None, a non-negative int or a numpy Generator; got {shown[:60]}. Pass numpy.random.default_rng(seed)."
+        message = (
+            f"{func}: rng must be None, a non-negative int or a numpy Generator; got {shown[:60]}. Pass numpy.random.default_rng(seed)."
+        )
         raise ParameterError(message) from error
