@@ -28,6 +28,7 @@ __all__ = [
     "check_square",
     "cholesky",
     "compute_dtype",
+    "detach",
     "dtype_name",
     "empty_like_shape",
     "eps",
@@ -378,6 +379,36 @@ def take_rows(x: Array, indices: Any, *, xp: Namespace) -> Array:
     if isinstance(x, np.ndarray):
         return x[host]
     return xp.take(x, from_numpy(host, x, xp=xp), axis=0)
+
+
+def detach(x: Array) -> Array:
+    """The same numbers without the record that automatic differentiation keeps: choices have no gradient."""
+    return x.detach() if compat.is_torch_array(x) else x
+
+
+def group_sums(x: Array, labels: Array, count: int, *, xp: Namespace) -> Array:
+    """Sum of the rows of each group.
+
+    Parameters
+    ----------
+    x : array, shape (n, d)
+    labels : integer array, shape (n,)
+        Group of each row, from 0 to count - 1.
+    count : int
+
+    Returns
+    -------
+    array, shape (count, d)
+        Zero for a group without rows. A product with the indicator matrix: the same result on every run, also where
+        scattered additions are unordered (GPU).
+    """
+    if isinstance(x, np.ndarray):
+        from scipy.sparse import csr_array  # imported late: `import softlinalg` stays quick
+
+        ones = np.ones(len(labels), dtype=x.dtype)
+        return np.asarray(csr_array((ones, (labels, np.arange(len(labels)))), shape=(count, len(labels))) @ x)
+    groups = xp.arange(count, dtype=labels.dtype, device=compat.device(x))
+    return xp.astype(groups[:, None] == labels[None, :], x.dtype) @ x
 
 
 def frobenius(a: Array, *, xp: Namespace) -> Array:
