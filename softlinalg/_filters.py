@@ -152,14 +152,15 @@ def newton_raphson_filter(s: Array, *, steps: int, alpha: float | Array) -> Arra
     numbers, so that the relative error stays near `steps` eps, where the formula loses all digits for small s.
     """
     _, (s,), _ = _arrays.prepare("newton_raphson_filter", {"s": s})
-    return _filter(alpha * s, alpha * s * s, 2 - alpha * s * s, [(1.0, 1.0)] * host_count("newton_raphson_filter", "steps", steps))
+    first = _plain(alpha) * s
+    return _filter(first, first * s, 2 - first * s, [(1.0, 1.0)] * host_count("newton_raphson_filter", "steps", steps))
 
 
 def newton_raphson_identity_filter(s: Array, *, steps: int, scale: float | Array) -> Array:
     r"""f_k(s) = (1 - (1 - c s)^(2^k)) / s: `newton_raphson` from X_0 = c I, c = `scale`; c 2^k at zero."""
     xp, (s,), _ = _arrays.prepare("newton_raphson_identity_filter", {"s": s})
-    first = scale * xp.ones_like(s)
-    return _filter(first, scale * s, 2 - scale * s, [(1.0, 1.0)] * host_count("newton_raphson_identity_filter", "steps", steps))
+    first = _plain(scale) * xp.ones_like(s)
+    return _filter(first, first * s, 2 - first * s, [(1.0, 1.0)] * host_count("newton_raphson_identity_filter", "steps", steps))
 
 
 def chebyshev_newton_filter(s: Array, *, lo: float | Array, hi: float | Array, steps: int, polish: int = 1) -> Array:
@@ -175,10 +176,11 @@ def chebyshev_newton_filter(s: Array, *, lo: float | Array, hi: float | Array, s
     Returns
     -------
     array
-        Like `s`. At zero the limit, below about log(2 / tol) / (2 lo) for the steps that reach tol.
+        Like `s`. At zero the limit, 2^polish n tanh(n theta) / sqrt(lo hi) with cosh(theta) = (hi + lo) / (hi - lo).
     """
     xp, (s,), _ = _arrays.prepare("chebyshev_newton_filter", {"s": s})
     pairs = _filter_schedule("chebyshev_newton_filter", lo, hi, steps, polish, power=1, like=s, xp=xp)
+    lo, hi = _plain(lo), _plain(hi)
     c = 2 / (lo + hi)
     # 2 - c s, with the difference taken first: near s = hi nothing is lost.
     return _filter(c * xp.ones_like(s), c * s, c * ((hi - s) + lo), pairs)
@@ -188,6 +190,7 @@ def chebyshev_newton_general_filter(s: Array, *, lo: float | Array, hi: float | 
     r"""f(s) = (1 - C(s^2)) / s with C as in `chebyshev_newton_filter` on [lo^2, hi^2]; odd, zero at zero."""
     xp, (s,), _ = _arrays.prepare("chebyshev_newton_general_filter", {"s": s})
     pairs = _filter_schedule("chebyshev_newton_general_filter", lo, hi, steps, polish, power=2, like=s, xp=xp)
+    lo, hi = _plain(lo), _plain(hi)
     ratio, t = lo / hi, s / hi  # in units of hi, so that no square leaves the range
     c = 2 / (1 + ratio * ratio)
     return _filter(c * t, c * t * t, c * ((1 - t) * (1 + t) + ratio * ratio), pairs) / hi
@@ -201,7 +204,7 @@ def hyperpower_filter(s: Array, *, order: int, steps: int, alpha: float | Array 
         given = "both" if alpha is not None else "neither"
         message = f"hyperpower_filter: exactly one of alpha and scale must be given; got {given}. Pass alpha for alpha A^H, scale for c I."
         raise ParameterError(message)
-    f = alpha * s if alpha is not None else scale * xp.ones_like(s)
+    f = _plain(alpha) * s if alpha is not None else _plain(scale) * xp.ones_like(s)
     y = f * s
     for _ in range(host_count("hyperpower_filter", "steps", steps)):
         growth = _scalar_power_sum(1 - y, order)
@@ -322,8 +325,10 @@ def _chebyshev_steps(log_root: float, tol: float, polish: int) -> int:
         return 0
     log_target = -math.log(tol) * 0.5**polish  # tau_n has to reach exp(log_target)
     target = log_target + math.log1p(math.sqrt(-math.expm1(-2 * log_target)))  # acosh
-    root = math.exp(log_root)
-    rate = math.log2(2 * math.atanh(root)) if root > 1e-8 else 1 + log_root / math.log(2)
+    if log_root > -1:  # 2 artanh(exp(-h)) = -log(tanh(h / 2)), which keeps its digits near kappa = 1
+        rate = math.log2(-math.log(math.tanh(-log_root / 2)))
+    else:
+        rate = math.log2(2 * math.atanh(math.exp(log_root))) if log_root > -20 else 1 + log_root / math.log(2)
     return max(0, math.ceil(math.log2(target) - rate + _COUNT_SLACK))
 
 
@@ -331,6 +336,11 @@ def _chebyshev_steps(log_root: float, tol: float, polish: int) -> int:
 def is_float(value: Any) -> TypeGuard[float]:
     """Is it a number of the host, not an array?"""
     return isinstance(value, numbers.Real)
+
+
+def _plain(value: Any) -> Any:
+    """A number as a Python float, which promotes no array; arrays as they are."""
+    return float(value) if is_float(value) else value
 
 
 def host_count(name: str, argument: str, value: Any, *, minimum: int = 0) -> int:

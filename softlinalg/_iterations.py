@@ -21,6 +21,7 @@ eps kappa^2, and grow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,17 +97,17 @@ def spectral_upper_bound(a: Array, *, xp: Namespace) -> Array:
     Notes
     -----
     O(m n). Sums of N non-negative numbers are off by at most a factor (1 - u)^N, u = eps / 2, in any order; the
-    Frobenius norm is summed by columns first, so that it sees m + n roundings and not m n. It is taken relative to the
-    largest entry, or squares would underflow and the bound would be none. For Gram matrices of kernels the
-    bound was 1.1 to 1.9 times the largest eigenvalue. A power iteration gives a lower bound: never use it here.
+    Frobenius norm is summed by columns first, so that it sees m + n roundings and not m n, and is left out where its
+    squares underflow. For Gram matrices of kernels the bound was 1.1 to 1.9 times the largest eigenvalue. A power
+    iteration gives a lower bound: never use it here.
     """
     size = xp.abs(a)  # (..., m, n)
-    bound = xp.sqrt(xp.max(xp.sum(size, axis=-2), axis=-1)) * xp.sqrt(xp.max(xp.sum(size, axis=-1), axis=-1))
-    largest = xp.max(size, axis=(-2, -1))
-    unit = xp.where(largest > 0, largest, xp.ones_like(largest))
-    relative = size / unit[..., None, None]
-    frobenius = largest * xp.sqrt(xp.sum(xp.sum(relative * relative, axis=-2), axis=-1))
-    return xp.minimum(bound, frobenius) * (1 + (a.shape[-2] + a.shape[-1] + 8) * _arrays.eps(a.dtype))
+    mixed = xp.sqrt(xp.max(xp.sum(size, axis=-2), axis=-1)) * xp.sqrt(xp.max(xp.sum(size, axis=-1), axis=-1))
+    frobenius = xp.sqrt(xp.sum(xp.sum(size * size, axis=-2), axis=-1))
+    # Squares of entries below sqrt(tiny) vanish; where the sum lies above tiny / eps^2 that changes nothing.
+    usable = frobenius > math.sqrt(_arrays.tiny(a.dtype)) / _arrays.eps(a.dtype)
+    bound = xp.where(usable, xp.minimum(mixed, frobenius), mixed)
+    return bound * (1 + (a.shape[-2] + a.shape[-1] + 8) * _arrays.eps(a.dtype))
 
 
 def safe_alpha(a: Array, *, xp: Namespace) -> Array:
@@ -155,7 +156,7 @@ def published_alpha(w: Array, *, xp: Namespace) -> Array:
 
 def adjoint_start(a: Array, alpha: float | Array, *, xp: Namespace) -> Array:
     """The start alpha A^H, shape (..., n, m), for a (..., m, n) and alpha a float or an array of shape (...)."""
-    return _per_matrix(alpha) * _arrays.adjoint(a, xp=xp)
+    return _per_matrix(alpha, a, xp=xp) * _arrays.adjoint(a, xp=xp)
 
 
 # --------------------------------------------------------------------------------------------- Newton-Raphson
@@ -234,7 +235,7 @@ def newton_raphson_jvp(
     function of A the derivative is a self-adjoint map of da, so this sweep along sym(G) is also the gradient.
     """
     total, _ = _step_counts("newton_raphson_jvp", steps, None)
-    _check_start("newton_raphson_jvp", start, scale)
+    _check_start("newton_raphson_jvp", start, scale, dstart)
     return _scaled_newton_jvp(a, start, scale, da, dstart, [None] * total, xp=xp)
 
 
@@ -386,10 +387,10 @@ def hyperpower(
     total, counts = _step_counts("hyperpower", steps, max_steps)
     _check_start("hyperpower", start, scale)
     check_order("hyperpower", order)
-    x = _identity(a, scale, xp=xp) if start is None else start
+    x = _first_iterate(a, start, scale, xp=xp)
     for step in range(total):
         if step == 0 and start is None:
-            c = _per_matrix(scale)
+            c = _per_matrix(scale, a, xp=xp)
             new = c * _power_sum(_identity(a, 1.0, xp=xp) - c * a, order, xp=xp)
         else:
             new = _hyperpower_step(a, x, order, xp=xp)
@@ -410,9 +411,9 @@ def hyperpower_jvp(
 ) -> tuple[Array, Array]:
     """Value of `hyperpower` and its exact derivative along `da` and `dstart` (None: zero), as in `newton_raphson_jvp`."""
     total, _ = _step_counts("hyperpower_jvp", steps, None)
-    _check_start("hyperpower_jvp", start, scale)
+    _check_start("hyperpower_jvp", start, scale, dstart)
     check_order("hyperpower_jvp", order)
-    x = _identity(a, scale, xp=xp) if start is None else start
+    x = _first_iterate(a, start, scale, xp=xp)
     dx = xp.zeros_like(x) if dstart is None else dstart
     for _ in range(total):
         # Inner products on the smaller side, as in _hyperpower_step.
@@ -428,9 +429,9 @@ def hyperpower_jvp(
 
 
 # ------------------------------------------------------------------------------------------------ inner loops
-def _per_matrix(value: Any) -> Any:
-    """A float as it is; an array of shape (...) as (..., 1, 1)."""
-    return value if is_float(value) else value[..., None, None]
+def _per_matrix(value: Any, like: Array, *, xp: Namespace) -> Any:
+    """A float as a Python float; an array of shape (...) as (..., 1, 1), in the real type of `like`: neither promotes `like`."""
+    return float(value) if is_float(value) else xp.astype(value, _arrays.real_dtype(like.dtype, xp=xp))[..., None, None]
 
 
 def _is_tall(a: Array) -> bool:
@@ -440,7 +441,12 @@ def _is_tall(a: Array) -> bool:
 
 def _identity(a: Array, scale: Any, *, xp: Namespace) -> Array:
     """The identity times `scale`, of the size of the last axis of `a`; (n, n) for a float, (..., n, n) for an array."""
-    return _per_matrix(scale) * _arrays.eye_like(a, xp=xp)
+    return _per_matrix(scale, a, xp=xp) * _arrays.eye_like(a, xp=xp)
+
+
+def _first_iterate(a: Array, start: Array | None, scale: Any, *, xp: Namespace) -> Array:
+    """X_0: the start itself, or scale * I for each matrix."""
+    return xp.broadcast_to(_identity(a, scale, xp=xp), a.shape) if start is None else start
 
 
 def _advance(step: int, counts: Array | None, new: Array, old: Array, *, xp: Namespace) -> Array:
@@ -451,15 +457,15 @@ def _advance(step: int, counts: Array | None, new: Array, old: Array, *, xp: Nam
 def _scaled_newton(a: Array, start: Array | None, scale: Any, factors: Sequence[Any], counts: Array | None, *, xp: Namespace) -> Array:
     """X <- s_j X (2I - A X) for the factors s_j (None: 1), from `start` or from scale * I."""
     two = _identity(a if start is None or _is_tall(a) else start, 2.0, xp=xp)
-    x = xp.broadcast_to(_identity(a, scale, xp=xp), a.shape) if start is None else start
+    x = _first_iterate(a, start, scale, xp=xp)
     for step, factor in enumerate(factors):
         if step == 0 and start is None:  # X_0 = c I: its products are scalings
-            c = _per_matrix(scale)
-            new = (c if factor is None else c * _per_matrix(factor)) * (two - c * a)
+            c = _per_matrix(scale, a, xp=xp)
+            new = (c if factor is None else c * _per_matrix(factor, a, xp=xp)) * (two - c * a)
         else:
             new = (two - x @ a) @ x if _is_tall(a) else x @ (two - a @ x)
             if factor is not None:
-                new = _per_matrix(factor) * new
+                new = _per_matrix(factor, a, xp=xp) * new
         x = _advance(step, counts, new, x, xp=xp)
     return x
 
@@ -469,11 +475,11 @@ def _scaled_newton_jvp(
 ) -> tuple[Array, Array]:
     """Value and derivative of `_scaled_newton`; the products keep its order, for the same reason."""
     two = _identity(a if start is None or _is_tall(a) else start, 2.0, xp=xp)
-    x = xp.broadcast_to(_identity(a, scale, xp=xp), a.shape) if start is None else start
+    x = _first_iterate(a, start, scale, xp=xp)
     dx = xp.zeros_like(x) if dstart is None else dstart
     for step, factor in enumerate(factors):
         if step == 0 and start is None:
-            c = _per_matrix(scale)
+            c = _per_matrix(scale, a, xp=xp)
             x, dx = c * (two - c * a), -(c * c) * da
         elif _is_tall(a):
             m = two - x @ a
@@ -484,7 +490,8 @@ def _scaled_newton_jvp(
             dx = dx @ m - x @ (da @ x + a @ dx)
             x = x @ m
         if factor is not None:
-            x, dx = _per_matrix(factor) * x, _per_matrix(factor) * dx
+            s = _per_matrix(factor, a, xp=xp)
+            x, dx = s * x, s * dx
     return x, dx
 
 
@@ -532,10 +539,14 @@ def _step_counts(name: str, steps: Any, max_steps: int | None) -> tuple[int, Arr
     return host_count(name, "max_steps", max_steps), steps
 
 
-def _check_start(name: str, start: Array | None, scale: Any) -> None:
+def _check_start(name: str, start: Array | None, scale: Any, dstart: Array | None = None) -> None:
+    """One of `start` and `scale`; `dstart` only beside a `start`."""
     if (start is None) == (scale is None):
         given = "both" if start is not None else "neither"
         message = f"{name}: exactly one of start and scale must be given; got {given}. Pass scale for a start c I, or the start itself."
+        raise ParameterError(message)
+    if dstart is not None and start is None:
+        message = f"{name}: dstart must be None where scale is given; got an array. A start c I is constant; pass it as start to move it."
         raise ParameterError(message)
 
 
@@ -550,14 +561,11 @@ def _chebyshev_schedule(
     factors: list[Any] = []
     for step in range(steps):
         delta = double(delta, xp=xp)
-        factor = 1 + 1 / (1 + delta)
+        factor: Any = 1 + 1 / (1 + delta)
         if counts is not None:  # members beyond their scaled steps are being polished
-            factor = xp.where(counts > step, factor * xp.ones_like(counts, dtype=_wide_of(factor, like, xp=xp)), 1.0)
-        factors.append(factor if isinstance(factor, float) else xp.astype(factor, real))
+            ones = xp.astype(xp.ones_like(counts), real)
+            scaled = factor * ones if is_float(factor) else xp.astype(factor, real) * ones
+            factor = xp.where(counts > step, scaled, ones)
+        factors.append(factor)
     factors.extend([None] * polish)
-    return scale if isinstance(scale, float) else xp.astype(scale, real), factors
-
-
-def _wide_of(factor: Any, like: Array, *, xp: Namespace) -> Any:
-    """Type of an array factor, or the widest type for a float."""
-    return _arrays.real_dtype(_arrays.wide_dtype(like, xp=xp), xp=xp) if isinstance(factor, float) else factor.dtype
+    return scale, factors
