@@ -67,7 +67,7 @@ _COMPLEX_NAMES = ("complex64", "complex128")
 # ---------------------------------------------------------------------------------------------- data types
 def dtype_name(dtype: DType) -> str:
     """Plain name of a data type, the same in every library: "float32", "bfloat16", "int64", ..."""
-    name = getattr(dtype, "name", None)
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)  # the latter: xp.float64 of NumPy is a class
     if name is None:
         name = str(dtype).rsplit(".", 1)[-1]
     return str(name)
