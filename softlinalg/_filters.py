@@ -148,19 +148,19 @@ def newton_raphson_filter(s: Array, *, steps: int, alpha: float | Array) -> Arra
 
     Notes
     -----
-    Evaluated by f <- f q, y <- y q, q <- 1 + (1 - y)^2 with y = s f and q = 2 - y: products and sums of positive
-    numbers, so that the relative error stays near `steps` eps, where the formula loses all digits for small s.
+    Evaluated by f <- f q with y = s f and q = 2 - y, never by differences of nearly equal numbers: the relative error
+    stays near `steps` eps, where the formula loses all digits for small s.
     """
-    _, (s,), _ = _arrays.prepare("newton_raphson_filter", {"s": s})
+    xp, (s,), _ = _arrays.prepare("newton_raphson_filter", {"s": s})
     first = _plain(alpha) * s
-    return _filter(first, first * s, 2 - first * s, [(1.0, 1.0)] * host_count("newton_raphson_filter", "steps", steps))
+    return _filter(first, first * s, 2 - first * s, [(1.0, 1.0)] * host_count("newton_raphson_filter", "steps", steps), xp=xp)
 
 
 def newton_raphson_identity_filter(s: Array, *, steps: int, scale: float | Array) -> Array:
     r"""f_k(s) = (1 - (1 - c s)^(2^k)) / s: `newton_raphson` from X_0 = c I, c = `scale`; c 2^k at zero."""
     xp, (s,), _ = _arrays.prepare("newton_raphson_identity_filter", {"s": s})
     first = _plain(scale) * xp.ones_like(s)
-    return _filter(first, first * s, 2 - first * s, [(1.0, 1.0)] * host_count("newton_raphson_identity_filter", "steps", steps))
+    return _filter(first, first * s, 2 - first * s, [(1.0, 1.0)] * host_count("newton_raphson_identity_filter", "steps", steps), xp=xp)
 
 
 def chebyshev_newton_filter(s: Array, *, lo: float | Array, hi: float | Array, steps: int, polish: int = 1) -> Array:
@@ -183,7 +183,7 @@ def chebyshev_newton_filter(s: Array, *, lo: float | Array, hi: float | Array, s
     lo, hi = _plain(lo), _plain(hi)
     c = 2 / (lo + hi)
     # 2 - c s, with the difference taken first: near s = hi nothing is lost.
-    return _filter(c * xp.ones_like(s), c * s, c * ((hi - s) + lo), pairs)
+    return _filter(c * xp.ones_like(s), c * s, c * ((hi - s) + lo), pairs, xp=xp)
 
 
 def chebyshev_newton_general_filter(s: Array, *, lo: float | Array, hi: float | Array, steps: int, polish: int = 1) -> Array:
@@ -193,7 +193,7 @@ def chebyshev_newton_general_filter(s: Array, *, lo: float | Array, hi: float | 
     lo, hi = _plain(lo), _plain(hi)
     ratio, t = lo / hi, s / hi  # in units of hi, so that no square leaves the range
     c = 2 / (1 + ratio * ratio)
-    return _filter(c * t, c * t * t, c * ((1 - t) * (1 + t) + ratio * ratio), pairs) / hi
+    return _filter(c * t, c * t * t, c * ((1 - t) * (1 + t) + ratio * ratio), pairs, xp=xp) / hi
 
 
 def hyperpower_filter(s: Array, *, order: int, steps: int, alpha: float | Array | None = None, scale: float | Array | None = None) -> Array:
@@ -272,15 +272,17 @@ def _filter_schedule(
     return pairs + [(1.0, 1.0)] * host_count(name, "polish", polish)
 
 
-def _filter(f: Array, y: Array, q: Array, pairs: Sequence[tuple[Any, Any]]) -> Array:
-    """The scalar iteration f <- s f (2 - y) for y = x f, with q = 2 - y carried as a sum of positive terms.
+def _filter(f: Array, y: Array, q: Array, pairs: Sequence[tuple[Any, Any]], *, xp: Namespace) -> Array:
+    """The scalar iteration f <- s f q, with y = x f and q = 2 - y.
 
-    1 - y = C_n gives 2 - y' = 1 + C_2n = (tau_2n - 1) / tau_2n + (1 + 1/tau_2n) C_n^2.
+    Near y = 2 the difference loses its digits; there 1 - y = C_n gives q as a sum of positive terms,
+    2 - y' = 1 + C_2n = (tau_2n - 1) / tau_2n + (1 + 1/tau_2n) C_n^2. Elsewhere the difference is better, since it sees the rounding
+    in y and corrects it.
     """
     for plus, minus in pairs:
         residual = 1 - y
         f, y = plus * (f * q), plus * (y * q)
-        q = minus + plus * (residual * residual)
+        q = xp.where(y > 1.5, minus + plus * (residual * residual), 2 - y)
     return f
 
 
