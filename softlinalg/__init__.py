@@ -17,6 +17,7 @@ _SOURCES: dict[str, tuple[str, ...]] = {
     "softlinalg._pinv": (
         "CertifiedInverse",
         "CertifiedPinv",
+        "InverseMethod",
         "NewtonPinv",
         "certified_pinv",
         "certified_ridge_inverse",

@@ -29,6 +29,7 @@ __all__ = [
     "cholesky",
     "compute_dtype",
     "detach",
+    "device_of",
     "dtype_name",
     "empty_like_shape",
     "eps",
@@ -269,8 +270,9 @@ def check_finite(x: Array, *, func: str, name: str, xp: Namespace) -> None:
         return
     first = int(xp.argmax(xp.astype(xp.reshape(bad, (-1,)), xp.int32)))
     where = [int(i) for i in np.unravel_index(first, tuple(x.shape))]
-    entries = "entry" if count == 1 else "entries"
-    message = f"{func}: {name} must be finite; got {count} non-finite {entries} (first at {where}). Clean the data, or pass check_finite=False where offered."
+    what = "1 non-finite entry" if count == 1 else f"{count} non-finite entries"
+    remedy = "Clean the data, or pass check_finite=False where offered."
+    message = f"{func}: {name} must be finite; got {what} (first at {where}). {remedy}"
     raise NonFiniteError(message)
 
 
@@ -356,6 +358,11 @@ def from_numpy(x: np.ndarray[Any, Any], like: Array, *, xp: Namespace, dtype: DT
     """A host array in the library and on the device of `like`."""
     device: Device = compat.device(like)
     return xp.asarray(x, dtype=dtype, device=device) if dtype is not None else xp.asarray(x, device=device)
+
+
+def device_of(x: Array) -> Device:
+    """Device of an array, None for abstract values."""
+    return compat.device(x)
 
 
 def eye_like(a: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:

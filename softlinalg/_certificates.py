@@ -209,12 +209,12 @@ def diagonal_shift(a: Array, shift: Array, *, xp: Namespace) -> tuple[Array, Arr
 
 
 # --------------------------------------------------------------------------------------------- the theorems
-def certify_inverse(b: Array, x: Array, *, lost: Array | None = None, tight: bool, xp: Namespace) -> InverseCertificate:
+def certify_inverse(b: Array, x: Array, *, lost: Array | None = None, slices: int, refine: bool, xp: Namespace) -> InverseCertificate:
     """Theorem C1: bound |X - B^-1|_2 from R = I - B X.
 
     If rho >= |R| is below one, B is nonsingular, B^-1 - X = X R (I - R)^-1, hence |X - B^-1| <= rho |B^-1| and
     |X - B^-1| <= |X R| / (1 - rho) <= |X| rho / (1 - rho). The middle form costs one product more and is close to the
-    true error also where X is an exact inverse rounded to fewer digits; it is used when `tight`.
+    true error also where X is an exact inverse rounded to fewer digits; `refine` asks for it.
 
     Parameters
     ----------
@@ -222,14 +222,16 @@ def certify_inverse(b: Array, x: Array, *, lost: Array | None = None, tight: boo
         One data type, the widest at hand. No symmetry is assumed.
     lost : array, shape (..., m), optional
         Diagonal that `b` should have in addition, exactly (see `diagonal_shift`).
-    tight : bool
-        Evaluate the residual in more than working precision (three products), then X R (one more).
+    slices : int
+        Precision of the residual, see `_base_minus_product`: two where the data fill the type of `b`, else one.
+    refine : bool
+        Evaluate X R too, one product.
 
     Returns
     -------
     InverseCertificate
     """
-    evaluated = _base_minus_product(_arrays.eye_like(b, xp=xp), b, x, slices=2 if tight else 1, xp=xp)
+    evaluated = _base_minus_product(_arrays.eye_like(b, xp=xp), b, x, slices=slices, xp=xp)
     residual, error = evaluated
     if lost is not None:
         correction = lost[..., :, None] * x
@@ -242,7 +244,7 @@ def certify_inverse(b: Array, x: Array, *, lost: Array | None = None, tight: boo
     usable = rho < 0.99  # a NaN compares as False; near one the quotient below means nothing
     safe = xp.where(usable, rho, xp.zeros_like(rho))
     bound = norm * safe
-    if tight:
+    if refine:
         product = _base_minus_product(xp.zeros_like(x), x, residual, slices=1, xp=xp)
         bound = xp.minimum(bound, upper_frobenius(product.value, xp=xp) + product.error + norm * error)
     bound = bound / (1 - safe) * _slack(b)
