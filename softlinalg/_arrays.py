@@ -37,6 +37,7 @@ __all__ = [
     "frobenius",
     "from_numpy",
     "has_float64",
+    "host_view",
     "is_complex",
     "is_cpu",
     "is_half",
@@ -352,6 +353,18 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     if compat.is_cupy_array(x):
         return np.asarray(x.get())
     return np.asarray(x)
+
+
+def host_view(x: Array, *, xp: Namespace) -> tuple[Array, Namespace]:
+    """`x` as a NumPy array that shares its memory, with NumPy's namespace, where it lies on the host; else both as given.
+
+    For algorithms of many small steps of varying shape, such as choosing landmarks: the same bits for every library,
+    and no compilation for every new shape.
+    """
+    if is_cpu(x) and dtype_name(x.dtype) != "bfloat16":
+        host = to_numpy(x)
+        return host, compat.array_namespace(host)
+    return x, xp
 
 
 def from_numpy(x: np.ndarray[Any, Any], like: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
