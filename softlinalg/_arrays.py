@@ -8,6 +8,7 @@ through the arrays that people pass.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ __all__ = [
     "may_reuse_buffers",
     "power_of_two_scale",
     "prepare",
+    "quiet",
     "real_dtype",
     "real_scalar",
     "real_trace",
@@ -332,10 +334,22 @@ def may_reuse_buffers(*arrays: Array) -> bool:
     for x in arrays:
         if compat.is_numpy_array(x) or compat.is_cupy_array(x):
             continue
-        if compat.is_torch_array(x) and not x.requires_grad and not is_traced(x):
+        if compat.is_torch_array(x) and not is_traced(x) and not _is_recorded(x):
             continue
         return False
     return True
+
+
+def _is_recorded(x: Array) -> bool:
+    """Does PyTorch differentiate through this tensor, backwards (requires_grad) or forwards (a dual number)?"""
+    torch = sys.modules["torch"]
+    recorded = x.requires_grad and torch.is_grad_enabled()
+    return bool(recorded or torch.autograd.forward_ad.unpack_dual(x).tangent is not None)
+
+
+def quiet() -> contextlib.AbstractContextManager[Any]:
+    """No warnings from NumPy where an overflow or underflow is expected and has the right limit."""
+    return np.errstate(all="ignore")
 
 
 def to_float(x: Array) -> float:
@@ -403,6 +417,8 @@ def take_rows(x: Array, indices: Any, *, xp: Namespace) -> Array:
 
 def detach(x: Array) -> Array:
     """The same numbers without the record that automatic differentiation keeps: choices have no gradient."""
+    if compat.is_jax_array(x):
+        return sys.modules["jax"].lax.stop_gradient(x)
     return x.detach() if compat.is_torch_array(x) else x
 
 

@@ -13,25 +13,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from softlinalg import _arrays
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import ParameterError, ShapeError
 
-__all__ = ["GaussianColumns", "check_points", "difference_sums", "inverse_scale", "squared_distances"]
+__all__ = ["DifferenceColumns", "GaussianColumns", "center_of", "check_points", "inverse_scale", "mirror", "squared_distances"]
 
 _SATURATION = 2.0**40
-"""Scaled coordinates stop here: their squares stay finite in float32, and a near point is at kernel value zero from there."""
+"""Scaled coordinates stop here: their squares stay finite in float32, and points that far from a near one are at kernel value zero."""
 
 _CENTER_ROWS = 1024
-"""Rows looked at for the center; any center is right, a central one is accurate."""
+"""Rows looked at for the center: any center is right, a central one is accurate."""
 
 _DIFFERENCE_ENTRIES = 2**22
-"""Largest (rows, m, d) array of differences: 32 MiB in float64."""
+"""Largest array of differences (rows, m, d): 32 MiB in float64."""
 
 
 def near_limit(dtype: DType) -> float:
-    """Largest |z|^2 for which the product form is accurate enough: an exponent error of 1e-5 in float32, 1e-11 in float64."""
+    """Largest |z|^2 for which u |z|^2 is small enough in an exponent: 1e-5 in float32 (168), 1e-11 in float64 (90,000)."""
     return 1e-5 * 2.0**24 if _arrays.eps(dtype) > 2.0**-50 else 1e-11 * 2.0**53
 
 
@@ -47,9 +48,8 @@ def check_points(x: Array, y: Array | None, *, func: str) -> None:
             message = f"{func}: {name} must have at least one feature; got shape {tuple(points.shape)}. Pass points with d >= 1."
             raise ShapeError(message)
     if y is not None and x.shape[-1] != y.shape[-1]:
-        message = (
-            f"{func}: x and y must have the same number of features; got {x.shape[-1]} and {y.shape[-1]}. Use the same columns in both."
-        )
+        got = f"{x.shape[-1]} and {y.shape[-1]}"
+        message = f"{func}: x and y must have the same number of features; got {got}. Use the same columns in both."
         raise ShapeError(message)
 
 
@@ -59,18 +59,14 @@ def inverse_scale(length_scale: float | tuple[float, ...], like: Array, *, func:
     limit = 2.0**124 if _arrays.eps(like.dtype) > 2.0**-50 else 2.0**1020
     for value in values:
         if not 1 / limit <= value <= limit:
-            message = (
-                f"{func}: length_scale must lie between {1 / limit:.3g} and {limit:.3g} for {_arrays.dtype_name(like.dtype)} arithmetic; "
-                f"got {value:.3g}. Rescale the data, or pass float64."
-            )
+            need = f"lie between {1 / limit:.3g} and {limit:.3g} for {_arrays.dtype_name(like.dtype)} arithmetic"
+            message = f"{func}: length_scale must {need}; got {value:.3g}. Rescale the data, or pass float64."
             raise ParameterError(message)
     if not isinstance(length_scale, tuple):
         return 1 / length_scale
     if len(length_scale) != like.shape[-1]:
-        message = (
-            f"{func}: length_scale must be one number or one per feature; got {len(length_scale)} for {like.shape[-1]} features. "
-            "Pass as many numbers as columns."
-        )
+        got = f"{len(length_scale)} for {like.shape[-1]} features"
+        message = f"{func}: length_scale must be one number or one per feature; got {got}. Pass as many numbers as columns."
         raise ShapeError(message)
     return xp.asarray([1 / value for value in length_scale], dtype=like.dtype, device=_arrays.device_of(like))
 
@@ -83,18 +79,32 @@ def center_of(y: Array, *, xp: Namespace) -> Array:
     rows = y.shape[-2]
     if rows == 0:
         return _arrays.zeros_like_shape((*y.shape[:-2], 1, y.shape[-1]), y, xp=xp)
-    seen = y[..., :: -(-rows // _CENTER_ROWS), :]
+    seen = _arrays.detach(y)[..., :: -(-rows // _CENTER_ROWS), :]
     middle = seen.shape[-2] // 2
-    return _arrays.detach(xp.sort(seen, axis=-2)[..., middle : middle + 1, :])
+    return xp.sort(seen, axis=-2)[..., middle : middle + 1, :]
+
+
+def mirror(values: Array, diagonal: float, *, xp: Namespace) -> Array:
+    """A symmetric matrix (..., n, n) from the upper triangle of `values`, with the diagonal given."""
+    n = values.shape[-1]
+    index = xp.arange(n, device=_arrays.device_of(values))
+    above, below = index[:, None] < index[None, :], index[:, None] > index[None, :]
+    full = xp.where(above, values, xp.full_like(values, diagonal))
+    return xp.where(below, xp.matrix_transpose(values), full)
+
+
+def _without_positives(values: Array, *, xp: Namespace) -> Array:
+    """min(values, 0), where the excess is rounding: taken off as a constant, so that near pairs keep their gradient."""
+    return values - _arrays.detach(xp.where(values > 0, values, xp.zeros_like(values)))
 
 
 class GaussianColumns:
-    """The exponents -|x - y|^2 / (2 l^2) for one set `y`: everything that depends on `y` alone is computed once.
+    """The exponents -|x - y|^2 / (2 l^2) for one set `y`: what depends on `y` alone is computed once.
 
     Parameters
     ----------
     y : array, shape (..., m, d)
-        Points, float32 or float64.
+        Points, finite, float32 or float64.
     inverse : float or array, shape (d,)
         1 / length scale.
     """
@@ -103,33 +113,39 @@ class GaussianColumns:
         self.y, self.inverse, self.func, self.xp = y, inverse, func, xp
         self.limit = near_limit(y.dtype)
         self.center = center_of(y, xp=xp)
-        z, squared = self._scaled(y)
+        self.z, squared = self._scaled(y)
         self.far = squared[..., 0] > self.limit  # (..., m)
-        self.augmented = xp.matrix_transpose(xp.concat([z, xp.ones_like(squared), -squared / 2], axis=-1))  # (..., d + 2, m)
+        self.augmented = xp.matrix_transpose(xp.concat([self.z, xp.ones_like(squared), -squared / 2], axis=-1))  # (..., d + 2, m)
+        self._left: Any = None
 
     def _scaled(self, x: Array) -> tuple[Array, Array]:
-        """(x - c) / l, saturated, and its squared norms (..., n, 1). Halves, so that the difference cannot overflow."""
+        """(x - c) / l, saturated, and its squared norms (..., n, 1). Halved first, so that the difference cannot overflow."""
         xp = self.xp
         z = (x / 2 - self.center / 2) * (2 * self.inverse)
         z = xp.where(xp.abs(z) > _SATURATION, _SATURATION * xp.sign(z), z)
-        z = xp.where(xp.isfinite(x), z, xp.full_like(z, math.nan))  # only traced values come here unchecked
+        if _arrays.is_traced(x):  # eager arrays are finite here; traced ones answer infinity with NaN
+            z = xp.where(xp.isfinite(x), z, xp.full_like(z, math.nan))
         return z, xp.sum(z * z, axis=-1, keepdims=True)
 
     def __call__(self, x: Array) -> Array:
-        """Exponents (..., n, m), at most zero; differentiable, nothing is written in place."""
+        """Exponents (..., n, m), at most zero; differentiable, nothing is written in place. `x` is finite unless traced."""
         xp = self.xp
         z, squared = self._scaled(x)
         exponents = xp.concat([z, -squared / 2, xp.ones_like(squared)], axis=-1) @ self.augmented
-        if not _arrays.is_traced(x, self.y) and 0 not in exponents.shape:
-            exponents = self._replace_far(exponents, x, squared[..., 0] > self.limit)
-        # The excess over zero is rounding: taken off as a constant, so that near pairs keep their gradient.
-        return exponents - _arrays.detach(xp.where(exponents > 0, exponents, xp.zeros_like(exponents)))
+        far = squared[..., 0] > self.limit
+        if self._both_far(far):
+            exponents = self._replace_far(exponents, x, far)
+        return _without_positives(exponents, xp=xp)
+
+    def _both_far(self, far: Array) -> bool:
+        """Are there points far from the center on both sides? (Traced values cannot be asked: the product form serves alone.)"""
+        if _arrays.is_traced(far, self.far):
+            return False
+        return bool(self.xp.any(far)) and bool(self.xp.any(self.far))
 
     def _replace_far(self, exponents: Array, x: Array, far: Array) -> Array:
         """The exponents of pairs of two far points computed anew, the others as they are."""
         xp = self.xp
-        if not (bool(xp.any(far)) and bool(xp.any(self.far))):
-            return exponents
         rows, row_place = _places(far, xp=xp)
         columns, column_place = _places(self.far, xp=xp)
         x_far, y_far = xp.take(x, rows, axis=-2), xp.take(self.y, columns, axis=-2)
@@ -139,13 +155,52 @@ class GaussianColumns:
             again = GaussianColumns(xp.astype(y_far, wide), inverse, func=self.func, xp=xp)(xp.astype(x_far, wide))
             again = xp.astype(again, x.dtype)
         else:
-            again = difference_sums(x_far, y_far, self.inverse, _half_square, xp=xp)
+            again = DifferenceColumns(y_far, self.inverse, 2, func=self.func, xp=xp)(x_far)
         again = xp.take(xp.take(again, row_place, axis=-2), column_place, axis=-1)
         return xp.where(far[..., :, None] & self.far[..., None, :], again, exponents)
 
+    def reserve(self, rows: int) -> None:
+        """Memory that `write` uses, for blocks of up to so many rows."""
+        self._left = self.xp.ones((rows, self.y.shape[-1] + 2), dtype=self.y.dtype, device=_arrays.device_of(self.y))
 
-def _half_square(z: Array) -> Array:
-    return -(z * z) / 2
+    def write(self, x: Array, out: Array, first: int = 0) -> None:
+        """Exponents (n, m - first), up to rounding at most zero, for the columns from `first` on, into `out`.
+
+        `x` may be of any real type; points with NaN or infinity raise NonFiniteError.
+        """
+        xp = self.xp
+        left = self._left[: x.shape[0]]
+        z = left[:, :-2]
+        z[...] = x
+        z -= self.center
+        z *= self.inverse
+        squared = xp.vecdot(z, z)
+        if not _arrays.to_float(xp.max(squared)) <= self.limit:  # far points, an overflow, or NaN
+            points = _as_block(x, self.y, func=self.func, xp=xp)
+            out[...] = self(points)[:, first:]
+            return
+        squared *= -0.5
+        left[:, -2] = squared
+        xp.matmul(left, self.augmented[:, first:], out=out)
+
+    def pull_back(self, weights: Array, x: Array, direction: Callable[[Array], Array]) -> tuple[Array, Array]:
+        """Gradients of sum(weights * exponents), weights constant, with respect to x and y; `direction` is the identity here."""
+        xp = self.xp
+        z, squared = self._scaled(x)
+        if self._both_far(squared[..., 0] > self.limit):
+            return DifferenceColumns(self.y, self.inverse, 2, func=self.func, xp=xp).pull_back(weights, x, direction)
+        dx = weights @ self.z - xp.sum(weights, axis=-1, keepdims=True) * z
+        transposed = xp.matrix_transpose(weights)
+        dy = transposed @ z - xp.sum(transposed, axis=-1, keepdims=True) * self.z
+        return dx * self.inverse, dy * self.inverse
+
+
+def _as_block(x: Array, like: Array, *, func: str, xp: Namespace) -> Array:
+    """Rows of any real type in the dtype of `like`, finite."""
+    block = _arrays.empty_like_shape(tuple(x.shape), like, xp=xp)
+    block[...] = x
+    _arrays.check_finite(block, func=func, name="x", xp=xp)
+    return block
 
 
 def _places(chosen: Array, *, xp: Namespace) -> tuple[Array, Array]:
@@ -156,21 +211,68 @@ def _places(chosen: Array, *, xp: Namespace) -> tuple[Array, Array]:
     return positions, xp.where(anywhere, order - 1, xp.zeros_like(order))
 
 
-def difference_sums(x: Array, y: Array, inverse: float | Array, term: Callable[[Array], Array], *, xp: Namespace) -> Array:
-    """Sum over features of term((x - y) / l), shape (..., n, m), from differences: right at any distance, slower than a product.
+class DifferenceColumns:
+    """The exponents -sum |x - y| / l (power 1) or -sum |x - y|^2 / (2 l^2) (power 2), from differences.
 
-    Blocks of rows keep the array of differences below `_DIFFERENCE_ENTRIES`. Differences that overflow are infinite, as they should.
+    Right to a few units of rounding at any distance, for d times the elementwise work of the product form.
     """
-    half_y = y / 2
-    n, m, d = x.shape[-2], y.shape[-2], x.shape[-1]
-    batch = math.prod(x.shape[:-2]) if x.ndim >= y.ndim else math.prod(y.shape[:-2])
-    step = max(1, n if _arrays.is_traced(x, y) else _DIFFERENCE_ENTRIES // max(1, batch * m * d))
-    parts = []
-    for start in range(0, max(n, 1), step):
-        half_x = x[..., start : start + step, :] / 2
-        z = (half_x[..., :, None, :] - half_y[..., None, :, :]) * (2 * inverse)
-        parts.append(xp.sum(term(z), axis=-1))
-    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-2)
+
+    def __init__(self, y: Array, inverse: float | Array, power: int, *, func: str, xp: Namespace) -> None:
+        self.y, self.inverse, self.power, self.func, self.xp = y, inverse, power, func, xp
+        self._scratch: Any = None
+
+    def _differences(self, x: Array) -> Array:
+        """(x - y) / l, shape (..., n, m, d). Halved first, so that the difference cannot overflow; saturated, so that no gradient does."""
+        xp = self.xp
+        z = (x[..., :, None, :] / 2 - self.y[..., None, :, :] / 2) * (2 * self.inverse)
+        return xp.where(xp.abs(z) > _SATURATION, _SATURATION * xp.sign(z), z)
+
+    def _steps(self, x: Array) -> list[slice]:
+        """Blocks of rows whose differences fit the budget; a traced program is not unrolled (its compiler fuses the sum)."""
+        n, batch = x.shape[-2], max(math.prod(x.shape[:-2]), math.prod(self.y.shape[:-2]))
+        step = n if _arrays.is_traced(x, self.y) else _DIFFERENCE_ENTRIES // max(1, batch * self.y.shape[-2] * x.shape[-1])
+        return [slice(start, start + max(1, step)) for start in range(0, max(n, 1), max(1, step))]
+
+    def __call__(self, x: Array) -> Array:
+        """Exponents (..., n, m), at most zero; differentiable, nothing is written in place."""
+        xp = self.xp
+        parts = []
+        for rows in self._steps(x):
+            z = self._differences(x[..., rows, :])
+            parts.append(-xp.sum(xp.abs(z), axis=-1) if self.power == 1 else -xp.sum(z * z, axis=-1) / 2)
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-2)
+
+    def reserve(self, rows: int) -> None:
+        """Memory that `write` uses, for blocks of up to so many rows."""
+        self._half_y = self.xp.matrix_transpose(self.y) / 2
+        self._scratch = _arrays.empty_like_shape((rows, self.y.shape[-2]), self.y, xp=self.xp)
+
+    def write(self, x: Array, out: Array, first: int = 0) -> None:
+        """Exponents (n, m - first), for the columns from `first` on, into `out`: feature by feature."""
+        xp = self.xp
+        half_x = _as_block(x, self.y, func=self.func, xp=xp) / 2
+        z = self._scratch[: x.shape[0], first:]
+        out[...] = 0
+        for k in range(x.shape[-1]):
+            xp.subtract(half_x[:, k : k + 1], self._half_y[k, first:], out=z)
+            z *= 2 * (self.inverse if isinstance(self.inverse, float) else self.inverse[k])
+            if self.power == 1:
+                xp.abs(z, out=z)
+            else:
+                z *= z
+            out -= z
+        if self.power == 2:
+            out *= 0.5
+
+    def pull_back(self, weights: Array, x: Array, direction: Callable[[Array], Array]) -> tuple[Array, Array]:
+        """Gradients of sum(weights * exponents), weights constant, with respect to x and y; direction(z) is minus the slope of a term."""
+        xp = self.xp
+        parts, dy = [], xp.zeros_like(self.y)
+        for rows in self._steps(x):
+            pulled = weights[..., rows, :, None] * direction(self._differences(x[..., rows, :]))
+            parts.append(-xp.sum(pulled, axis=-2))
+            dy = dy + xp.sum(pulled, axis=-3)
+        return xp.concat(parts, axis=-2) * self.inverse, dy * self.inverse
 
 
 def squared_distances(x: Array, y: Array | None = None) -> Array:
@@ -181,12 +283,13 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     x : array, shape (..., n, d)
         Points, real.
     y : array, shape (..., m, d), optional
-        Points in the units of `x`. Default: `x` itself; the result is then symmetric, bit for bit, with a zero diagonal.
+        Points in the units of `x`; batch axes broadcast. Default: `x` itself; the result is then symmetric, bit for bit, with
+        a zero diagonal.
 
     Returns
     -------
     array, shape (..., n, m)
-        :math:`|x_i - y_j|^2 >= 0`. Infinite where the square overflows the data type.
+        :math:`|x_i - y_j|^2 \ge 0`, dtype of the input; infinite where the square is larger than the dtype can say.
 
     Raises
     ------
@@ -194,42 +297,48 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
 
     Notes
     -----
-    One product of O(n m d) after both sets are centered and scaled by an exact power of two; the absolute error is about
-    (d + 2) u R^2, R the largest distance of a point from the center (of the order of the square root of it for the distance itself).
+    One product, O(n m d) time and O(n m) memory, after both sets are centered (and scaled by a power of two where squares could
+    overflow). The absolute error is at most about 2 (d + 2) u R^2, R the largest distance from the center; the square root of
+    that for a distance near zero. float16 and bfloat16 are computed in float32.
     """
     func = "squared_distances"
-    xp, (x, y), dtype = _arrays.prepare(func, {"x": x, "y": y})
+    xp, (x, y), dtype = _arrays.prepare(func, {"x": x, "y": None if y is x else y})
     check_points(x, y, func=func)
-    for name, points in (("x", x), ("y", y)):
-        if points is not None:
-            _arrays.check_finite(points, func=func, name=name, xp=xp)
     compute = _arrays.compute_dtype(dtype, xp=xp)
-    x = xp.astype(x, compute, copy=False)
-    other = x if y is None else xp.astype(y, compute, copy=False)
-    center = center_of(other, xp=xp)
-    z, w = x / 2 - center / 2, other / 2 - center / 2
+    _arrays.check_finite(x, func=func, name="x", xp=xp)
+    x = other = xp.astype(x, compute, copy=False)
+    if y is not None:
+        _arrays.check_finite(y, func=func, name="y", xp=xp)
+        other = xp.astype(y, compute, copy=False)
+    with _arrays.quiet():
+        result = _squares(x, other, xp=xp)
+        if y is None:
+            result = mirror(result, 0.0, xp=xp)
+        return xp.astype(result, dtype, copy=False)
+
+
+def _squares(x: Array, y: Array, *, xp: Namespace) -> Array:
+    """|x_i - y_j|^2 from one product of inner dimension d + 2; powers of two keep extreme data in range."""
+    center = center_of(y, xp=xp)
+    z, w = x / 2 - center / 2, y / 2 - center / 2
     exponent = xp.maximum(_exponent_of(z, xp=xp), _exponent_of(w, xp=xp))
-    z, w = (_arrays.scale_by_power_of_two(points, -exponent, xp=xp) for points in (z, w))
-    squares = xp.sum(z * z, axis=-1)[..., :, None] + xp.sum(w * w, axis=-1)[..., None, :]
-    result = squares - 2 * (z @ xp.matrix_transpose(w))
-    result = result - _arrays.detach(xp.where(result < 0, result, xp.zeros_like(result)))
-    if y is None:
-        result = mirror(result, 0.0, xp=xp)
-    # 2^(2e+2), in two steps of the square root of it: neither overflows while the result is in range.
-    for _ in range(2):
+    safe = 30 if _arrays.eps(x.dtype) > 2.0**-50 else 400
+    moderate = not _arrays.is_traced(exponent) and (math.prod(exponent.shape) == 0 or bool(xp.all(xp.abs(exponent) <= safe)))
+    if moderate:
+        z, w = x - center, y - center
+    else:
+        z, w = (_arrays.scale_by_power_of_two(points, -exponent, xp=xp) for points in (z, w))
+    squared_z, squared_w = xp.sum(z * z, axis=-1, keepdims=True), xp.sum(w * w, axis=-1, keepdims=True)
+    right = xp.concat([-2 * w, xp.ones_like(squared_w), squared_w], axis=-1)
+    result = xp.concat([z, squared_z, xp.ones_like(squared_z)], axis=-1) @ xp.matrix_transpose(right)
+    result = -_without_positives(-result, xp=xp)
+    if moderate:
+        return result
+    for _ in range(2):  # by the square of 2**(exponent + 1)
         result = _arrays.scale_by_power_of_two(result, exponent + 1, xp=xp)
-    return xp.astype(result, dtype, copy=False)
+    return result
 
 
 def _exponent_of(z: Array, *, xp: Namespace) -> Array:
     """Whole number e with entries of `z` below 2**e, per matrix; a constant to differentiation."""
-    return _arrays.detach(_arrays.binary_exponent(_arrays.largest_entry(z, xp=xp), xp=xp))
-
-
-def mirror(values: Array, diagonal: float, *, xp: Namespace) -> Array:
-    """A symmetric matrix (..., n, n) from the upper triangle of `values`, with the diagonal given."""
-    n = values.shape[-1]
-    index = xp.arange(n, device=_arrays.device_of(values))
-    above, below = index[:, None] < index[None, :], index[:, None] > index[None, :]
-    full = xp.where(above, values, xp.full_like(values, diagonal))
-    return xp.where(below, xp.matrix_transpose(values), full)
+    return _arrays.binary_exponent(_arrays.largest_entry(_arrays.detach(z), xp=xp), xp=xp)

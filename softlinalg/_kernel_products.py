@@ -1,6 +1,7 @@
 """Products with kernel matrices that are never formed: a block of rows at a time.
 
-The kernels are known here by what they do alone: `__call__` and `diagonal`, and for those of this package a prepared form.
+A kernel is known here by `__call__(x, y)` alone. The kernels of this package offer `_prepared(y)` besides: what depends on
+`y` is then computed once, and blocks are written into one buffer that stays in the cache of a core.
 """
 
 from __future__ import annotations
@@ -9,122 +10,244 @@ from collections.abc import Iterator
 from typing import Any
 
 from softlinalg import _arrays
-from softlinalg._typing import Array, Namespace
-from softlinalg.errors import ParameterError, ShapeError
+from softlinalg._typing import Array, DType, Namespace
+from softlinalg.errors import DTypeError, NonFiniteError, ParameterError, ShapeError
 
 __all__ = ["default_chunk_size", "iter_kernel_blocks", "kernel_matmul", "kernel_matmul_adjoint"]
 
 _CACHE_BYTES = 2**19
-"""A block of C of this size stays in the second-level cache of a core, with room for the operands of the product."""
+"""A block of k(x, y) of this size stays in the second-level cache of a core, with room for the operands of the next product."""
 
 _DEVICE_BYTES = 2**26
-"""Blocks for libraries that cannot reuse a buffer, and for devices: large enough to hide the cost of a call."""
+"""Blocks for devices, and for libraries that cannot write into a buffer: large enough to hide what a call costs."""
 
 
 def default_chunk_size(m: int, itemsize: int) -> int:
-    """Rows of a block with m columns that fits into the cache of a core: 512 KiB, at least 32 rows."""
+    """Rows of a block with m columns that fits into the cache of a core: 512 KiB, but at least 32 rows.
+
+    Parameters
+    ----------
+    m : int
+        Columns.
+    itemsize : int
+        Bytes per entry.
+    """
     return max(32, _CACHE_BYTES // max(1, m * itemsize))
 
 
-def _rows_per_block(chunk_size: int | None, x: Array, m: int, itemsize: int, *, func: str) -> int:
-    """The chunk size asked for, checked, or the default for the library and device of `x`."""
-    if chunk_size is None:
-        if _arrays.may_reuse_buffers(x) and _arrays.is_cpu(x):
-            return default_chunk_size(m, itemsize)
-        return max(32, _DEVICE_BYTES // max(1, m * itemsize))
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        shown = repr(chunk_size)[:40] if isinstance(chunk_size, int | float) else type(chunk_size).__name__
-        message = f"{func}: chunk_size must be None or a whole number >= 1; got {shown}. Pass the number of rows per block."
-        raise ParameterError(message)
-    return chunk_size
+def rows_per_block(chunk_size: int | None, like: Array, m: int, *, func: str) -> int:
+    """The chunk size asked for, checked, or the default for the library and device of `like`."""
+    if chunk_size is not None:
+        if isinstance(chunk_size, bool) or not hasattr(chunk_size, "__index__") or int(chunk_size) < 1:
+            shown = repr(chunk_size)[:40] if isinstance(chunk_size, int | float) else type(chunk_size).__name__
+            message = f"{func}: chunk_size must be None or a whole number >= 1; got {shown}. Pass the number of rows per block."
+            raise ParameterError(message)
+        return int(chunk_size)
+    itemsize = 4 if _arrays.eps(like.dtype) > 2.0**-50 else 8
+    if _arrays.may_reuse_buffers(like) and _arrays.is_cpu(like):
+        return default_chunk_size(m, itemsize)
+    return max(32, _DEVICE_BYTES // max(1, m * itemsize))
 
 
 def iter_kernel_blocks(
-    kernel: Any, x: Array, y: Array, *, chunk_size: int | None = None, xp: Namespace
+    kernel: Any, x: Array, y: Array, *, chunk_size: int | None = None, xp: Namespace, func: str = "iter_kernel_blocks"
 ) -> Iterator[tuple[int, int, Array]]:
-    """Blocks of rows of k(x, y): (start, stop, k(x[start:stop], y)).
+    """Blocks of rows of k(x, y), one after the other.
 
     Parameters
     ----------
     kernel : Kernel
     x : array, shape (..., n, d)
-        May be a memory map: only one block at a time is read.
+        Read one block of rows at a time: a memory map larger than memory will do.
     y : array, shape (..., m, d)
     chunk_size : int, optional
-        Rows per block. Default: what fits into the cache (NumPy, PyTorch on CPU), 64 MiB elsewhere.
+        Rows per block. Default: 512 KiB of kernel values, which stay in the cache (NumPy, PyTorch on the CPU), 64 MiB elsewhere.
     xp : array namespace
+    func : str
+        Name of the public function, for messages.
 
     Yields
     ------
-    (int, int, array)
-        The block may be overwritten by the next step: use it at once, do not keep it.
+    start, stop : int
+        The rows.
+    block : array, shape (..., stop - start, m)
+        k(x[..., start:stop, :], y), in the type computed in (float32 for the half precisions). The next step may overwrite it:
+        use it at once and do not keep it.
+
+    Raises
+    ------
+    ParameterError
+        chunk_size below 1.
+    NonFiniteError
+        NaN or infinity in `x`, when their block is reached, or in `y`.
     """
-    itemsize = 4 if _arrays.eps(y.dtype) > 2.0**-50 else 8
-    step = _rows_per_block(chunk_size, x, y.shape[-2], itemsize, func="iter_kernel_blocks")
-    n = x.shape[-2]
+    xp, (sample, y), dtype = _arrays.prepare(func, {"x": _no_rows(x), "y": y})
+    n, m = x.shape[-2], y.shape[-2]
+    step = rows_per_block(chunk_size, y, m, func=func)
+    prepared = kernel._prepared(y, dtype, func=func, xp=xp) if hasattr(kernel, "_prepared") else None
+    buffer = None
+    if prepared is not None and x.ndim == 2 and y.ndim == 2 and _arrays.may_reuse_buffers(sample, y):
+        buffer = _arrays.empty_like_shape((min(step, n), m), y, xp=xp, dtype=_arrays.compute_dtype(dtype, xp=xp))
+        prepared.reserve(min(step, n))
     for start in range(0, n, step):
         stop = min(n, start + step)
-        yield start, stop, kernel(x[..., start:stop, :], y)
+        rows = x[..., start:stop, :]
+        try:
+            if buffer is not None:
+                block = buffer[: stop - start]
+                prepared.write(rows, block)
+            else:
+                rows = xp.astype(_arrays.prepare(func, {"x": rows}).arrays[0], dtype, copy=False)
+                block = prepared.values(rows) if prepared is not None else kernel(rows, y)
+        except NonFiniteError:
+            _arrays.check_finite(_arrays.prepare(func, {"x": x}).arrays[0], func=func, name="x", xp=xp)  # names the row in all of x
+            raise
+        yield start, stop, block
+
+
+def _is_array(x: Array) -> bool:
+    """An array, as against a list or a data frame."""
+    return hasattr(x, "dtype") and hasattr(x, "ndim")
+
+
+def _no_rows(x: Array) -> Array:
+    """The type of `x` without its rows, so that checking it reads nothing; what is no array of points is left to the checks."""
+    return x[..., :0, :] if _is_array(x) and x.ndim >= 2 else x
+
+
+def _factor(func: str, name: str, partner: str, factor: Array, rows: int) -> None:
+    """Raise ShapeError unless the second factor of a product has `rows` rows."""
+    if factor.ndim < 1 or factor.shape[-2 if factor.ndim > 1 else 0] != rows:
+        got = tuple(factor.shape)
+        message = f"{func}: {name} must have one row per row of {partner} ({rows}); got shape {got}. Pass shape ({rows}, k) or ({rows},)."
+        raise ShapeError(message)
 
 
 def kernel_matmul(kernel: Any, x: Array, y: Array, v: Array, *, chunk_size: int | None = None, out: Array | None = None) -> Array:
-    """k(x, y) @ v without forming k(x, y).
+    """The product k(x, y) @ v without k(x, y): a block of rows at a time.
 
     Parameters
     ----------
     kernel : Kernel
+        Anything with `__call__(x, y)`.
     x : array, shape (n, d)
+        Points. A memory map is read block by block, never as a whole.
     y : array, shape (m, d)
-    v : array, shape (m, k)
+        Points, such as landmarks.
+    v : array, shape (m, k) or (m,)
     chunk_size : int, optional
-        Rows per block.
-    out : array, shape (n, k), optional
-        Memory for the result.
+        Rows per block. Default: as many as keep the block in the cache.
+    out : array, shape (n, k) or (n,), optional
+        Memory for the result, where the library can write into it; not shared with an input. Its content is undefined after an error.
 
     Returns
     -------
-    array, shape (n, k)
+    array, shape (n, k) or (n,)
+        dtype, library and device of the input.
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendMismatchError, NonFiniteError, ParameterError
+
+    Notes
+    -----
+    O(n m (d + k)) time. Memory besides the result: one block of chunk_size x m kernel values (a few for the Matern and Laplacian
+    kernels), chunk_size x (d + 2) and m x (d + 2) coordinates. The feature map of a Nystrom approximation is this product, with
+    the landmarks as `y` and the inverse root of their kernel matrix as `v`.
     """
     func = "kernel_matmul"
-    xp, (x, y, v), dtype = _arrays.prepare(func, {"x": x, "y": y, "v": v})
-    if v.shape[-2] != y.shape[-2]:
-        message = f"{func}: v must have one row per row of y ({y.shape[-2]}); got shape {tuple(v.shape)}. Pass v of shape (m, k)."
-        raise ShapeError(message)
+    xp, (sample, y, v), dtype = _arrays.prepare(func, {"x": _no_rows(x), "y": y, "v": v})
+    x = x if _is_array(x) else sample
+    _check_product(func, x, y, xp=xp)
+    _factor(func, "v", "y", v, y.shape[-2])
+    _arrays.check_finite(v, func=func, name="v", xp=xp)
+    column = v.ndim == 1
     compute = _arrays.compute_dtype(dtype, xp=xp)
-    v = xp.astype(v, compute, copy=False)
-    parts = [xp.astype(block, compute, copy=False) @ v for _, _, block in iter_kernel_blocks(kernel, x, y, chunk_size=chunk_size, xp=xp)]
-    result = xp.astype(xp.concat(parts, axis=-2), dtype, copy=False) if parts else kernel(x, y) @ v
-    if out is not None:
-        out[...] = result
-        return out
-    return result
+    factor = xp.astype(v[:, None] if column else v, compute, copy=False)
+    blocks = iter_kernel_blocks(kernel, x, xp.astype(y, dtype, copy=False), chunk_size=chunk_size, xp=xp, func=func)
+    shape = (*x.shape[:-2], x.shape[-2], factor.shape[-1])
+    if out is None and not (x.ndim == 2 and factor.ndim == 2 and _arrays.may_reuse_buffers(sample, y, v)):
+        parts = [xp.astype(xp.astype(block, compute, copy=False) @ factor, dtype, copy=False) for _, _, block in blocks]
+        result = xp.concat(parts, axis=-2) if parts else _arrays.zeros_like_shape(shape, v, xp=xp, dtype=dtype)
+        return result[..., 0] if column else result
+    result = (
+        _arrays.empty_like_shape(shape, v, xp=xp, dtype=dtype) if out is None else _checked_out(out, shape, dtype, column, v, func=func)
+    )
+    for start, stop, block in blocks:
+        _product_into(block, factor, result[start:stop, :], xp=xp)
+    return result[:, 0] if column else result
+
+
+def _check_product(func: str, x: Array, y: Array, *, xp: Namespace) -> None:
+    """Raise unless `x` and `y` are sets of points, `y` of finite ones."""
+    for name, points in (("x", x), ("y", y)):
+        if points.ndim < 2:
+            message = f"{func}: {name} must have shape (n, d), one row per point; got {tuple(points.shape)}. Reshape it to (n, d)."
+            raise ShapeError(message)
+    _arrays.check_finite(y, func=func, name="y", xp=xp)
+
+
+def _checked_out(out: Array, shape: tuple[int, ...], dtype: DType, column: bool, like: Array, *, func: str) -> Array:
+    """`out` as a matrix, or the reason why it cannot take the result."""
+    wanted = shape[:-1] if column else shape
+    if type(out) is not type(like) or not _arrays.may_reuse_buffers(out) or out.dtype != dtype:
+        need = f"be writable memory of the library and dtype of the result ({_arrays.dtype_name(dtype)})"
+        message = f"{func}: out must {need}; got {type(out).__name__} of {_arrays.dtype_name(getattr(out, 'dtype', None))}. Leave it out."
+        raise DTypeError(message)
+    if tuple(out.shape) != wanted:
+        message = f"{func}: out must have shape {wanted}; got {tuple(out.shape)}. Allocate it anew, or leave it out."
+        raise ShapeError(message)
+    return out[:, None] if column else out
+
+
+def _product_into(block: Array, factor: Array, target: Array, *, xp: Namespace) -> None:
+    """block @ factor into `target`, without a temporary where the types agree."""
+    if block.dtype == factor.dtype == target.dtype:
+        xp.matmul(block, factor, out=target)
+    else:
+        target[...] = xp.astype(block, factor.dtype, copy=False) @ factor
 
 
 def kernel_matmul_adjoint(kernel: Any, x: Array, y: Array, u: Array, *, chunk_size: int | None = None) -> Array:
-    """k(x, y)^T @ u without forming k(x, y), summed over blocks in float64 where the device has it.
+    """The product k(x, y)^T @ u without k(x, y): blocks of rows, summed in float64 where the device has it.
 
     Parameters
     ----------
     kernel : Kernel
+        Anything with `__call__(x, y)`.
     x : array, shape (n, d)
+        Points. A memory map is read block by block, never as a whole.
     y : array, shape (m, d)
-    u : array, shape (n, k)
+    u : array, shape (n, k) or (n,)
     chunk_size : int, optional
-        Rows per block.
+        Rows per block. Default: as many as keep the block in the cache.
 
     Returns
     -------
-    array, shape (m, k)
+    array, shape (m, k) or (m,)
+        dtype, library and device of the input.
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendMismatchError, NonFiniteError, ParameterError
+
+    Notes
+    -----
+    O(n m (d + k)) time; one block of chunk_size x m and two m x k arrays besides the input. In float32 the error of a product is that
+    of one block, chunk_size u, whatever n is.
     """
     func = "kernel_matmul_adjoint"
-    xp, (x, y, u), dtype = _arrays.prepare(func, {"x": x, "y": y, "u": u})
-    if u.shape[-2] != x.shape[-2]:
-        message = f"{func}: u must have one row per row of x ({x.shape[-2]}); got shape {tuple(u.shape)}. Pass u of shape (n, k)."
-        raise ShapeError(message)
-    compute = _arrays.compute_dtype(dtype, xp=xp)
-    wide = _arrays.wide_dtype(u, xp=xp)
-    total = _arrays.zeros_like_shape((*u.shape[:-2], y.shape[-2], u.shape[-1]), u, xp=xp, dtype=wide)
-    for start, stop, block in iter_kernel_blocks(kernel, x, y, chunk_size=chunk_size, xp=xp):
-        product = xp.matrix_transpose(xp.astype(block, compute, copy=False)) @ xp.astype(u[..., start:stop, :], compute, copy=False)
-        total = total + xp.astype(product, wide, copy=False)
-    return xp.astype(total, dtype, copy=False)
+    xp, (sample, y, u), dtype = _arrays.prepare(func, {"x": _no_rows(x), "y": y, "u": u})
+    x = x if _is_array(x) else sample
+    _check_product(func, x, y, xp=xp)
+    _factor(func, "u", "x", u, x.shape[-2])
+    _arrays.check_finite(u, func=func, name="u", xp=xp)
+    column = u.ndim == 1
+    factor = u[:, None] if column else u
+    compute, wide = _arrays.compute_dtype(dtype, xp=xp), _arrays.wide_dtype(u, xp=xp)
+    total = _arrays.zeros_like_shape((*factor.shape[:-2], y.shape[-2], factor.shape[-1]), u, xp=xp, dtype=wide)
+    for start, stop, block in iter_kernel_blocks(kernel, x, xp.astype(y, dtype, copy=False), chunk_size=chunk_size, xp=xp, func=func):
+        rows = xp.astype(factor[..., start:stop, :], compute, copy=False)
+        total = total + xp.astype(xp.matrix_transpose(xp.astype(block, compute, copy=False)) @ rows, wide, copy=False)
+    result = xp.astype(total, dtype, copy=False)
+    return result[..., 0] if column else result
