@@ -224,10 +224,15 @@ def blank_non_finite(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
     return xp.where(sound[..., None, None], a, xp.zeros_like(a)), sound
 
 
-def check_hermitian(func: str, flat: Array, *, xp: Namespace) -> None:
-    """Refuse asymmetry beyond rounding, 30 m eps max |A|, with its size; no check in traced code."""
-    if _arrays.is_traced(flat) or flat.shape[0] == 0:
-        return
+def check_hermitian(func: str, flat: Array, *, xp: Namespace) -> bool:
+    """Refuse asymmetry beyond rounding, 30 m eps max |A|, with its size; True where A is Hermitian bit for bit.
+
+    Traced code is not checked: False.
+    """
+    if _arrays.is_traced(flat):
+        return False
+    if flat.shape[0] == 0 or _arrays.is_exactly_hermitian(flat, xp=xp):
+        return True
     work = xp.astype(flat, _arrays.compute_dtype(flat.dtype, xp=xp))
     gap = _arrays.largest_entry(work - _arrays.adjoint(work, xp=xp), xp=xp)
     allowed = 30 * flat.shape[-1] * _arrays.eps(flat.dtype) * _arrays.largest_entry(work, xp=xp)
@@ -238,6 +243,7 @@ def check_hermitian(func: str, flat: Array, *, xp: Namespace) -> None:
         found = f"max |A - A^H| = {size:.3g} where max |A| = {scale:.3g}"
         message = f"{func}: a must be Hermitian; got {found}. Pass (A + A^H) / 2 if that is meant."
         raise InputError(message)
+    return False
 
 
 class Rounded(NamedTuple):
@@ -249,36 +255,57 @@ class Rounded(NamedTuple):
     """(N,) error bound with the last rounding included, in the scale of the value."""
 
 
-def round_to(value: Array, bound: Array, exponent: Array, dtype: DType, *, func: str, xp: Namespace) -> Rounded:
-    """value * 2**-exponent in `dtype`, and the bound with what that rounding cost.
+def round_to(outcome: Outcome, exponent: Array, dtype: DType, *, settings: Settings, xp: Namespace) -> Rounded:
+    """Value * 2**-exponent in `dtype`, and its error bound with what that rounding cost.
+
+    The plain functions return no bound, so for them the cost of the last rounding is not measured.
 
     Raises
     ------
     RangeError
         On eager arrays, where a finite value does not fit the data type.
     """
+    value = outcome.value
     scaled = _arrays.scale_by_power_of_two(value, -exponent, xp=xp)
     final = xp.astype(scaled, dtype)
-    back = _arrays.scale_by_power_of_two(xp.astype(final, value.dtype), exponent, xp=xp)
-    lost = _arrays.frobenius(back - value, xp=xp)
-    total = (bound + lost * (1 + 1e-6)) * (1 + 8 * _arrays.eps(value.dtype))
-    real = _arrays.real_dtype(value.dtype, xp=xp)
-    factors = _arrays.scale_by_power_of_two(xp.astype(total, real)[:, None, None], -exponent, xp=xp)[:, 0, 0]
     if not _arrays.is_traced(value):
-        overflow = xp.any(~xp.isfinite(final), axis=(-2, -1)) & xp.all(xp.isfinite(value), axis=(-2, -1))
-        if bool(xp.any(overflow)):
-            count = int(np.sum(_arrays.to_numpy(overflow)))
-            name = _arrays.dtype_name(dtype)
-            remedy = "Scale the input up, or use a wider dtype."
-            message = f"{func}: the result must fit {name}; got {count} matrices whose inverse overflows. {remedy}"
-            raise RangeError(message)
-    return Rounded(final, factors)
+        _check_range(final, value, exponent, settings.func, xp=xp)
+    bound = outcome.error_bound
+    if settings.tight:
+        back = _arrays.scale_by_power_of_two(xp.astype(final, value.dtype), exponent, xp=xp)
+        bound = (bound + _arrays.frobenius(back - value, xp=xp) * (1 + 1e-6)) * (1 + 8 * _arrays.eps(value.dtype))
+    return Rounded(final, _arrays.scale_by_power_of_two(bound[:, None, None], -exponent, xp=xp)[:, 0, 0])
 
 
-def warn_precision(func: str, condition: Array, dtype: DType) -> None:
+def _check_range(final: Array, value: Array, exponent: Array, func: str, *, xp: Namespace) -> None:
+    """Refuse finite values that have become infinite in their final scale and type; one pass, more only where it is close."""
+    size = np.log2(np.maximum(_arrays.to_numpy(_arrays.frobenius(value, xp=xp)).astype(float), 1e-300)) - _arrays.to_numpy(exponent)
+    limit = {"float16": 15, "float32": 127, "bfloat16": 127, "complex64": 127}.get(_arrays.dtype_name(final.dtype), 1023)
+    if not bool(np.any(size >= limit)):  # NaN compares as False: it was there before
+        return
+    overflow = xp.any(~xp.isfinite(final), axis=(-2, -1)) & xp.all(xp.isfinite(value), axis=(-2, -1))
+    if bool(xp.any(overflow)):
+        count, name = int(np.sum(_arrays.to_numpy(overflow))), _arrays.dtype_name(final.dtype)
+        remedy = "Scale the input up, or use a wider dtype."
+        message = f"{func}: the result must fit {name}; got {count} matrices whose inverse overflows. {remedy}"
+        raise RangeError(message)
+
+
+def mask_unsound(value: Array, converged: Array, sound: Array | None, *, settings: Settings, xp: Namespace) -> tuple[Array, Array, Array]:
+    """NaN for members that held NaN or infinity and, from traced plain functions, for those without a certificate."""
+    traced = _arrays.is_traced(value)
+    if sound is None:
+        return value, converged, xp.full_like(converged, True)
+    converged = converged & sound
+    keep = converged if traced and not settings.tight else sound
+    return xp.where(keep[:, None, None], value, xp.full_like(value, math.nan)), converged, sound
+
+
+def warn_precision(func: str, matrix: Array, inverse: Array, dtype: DType, *, xp: Namespace) -> None:
     """Half precision holds no digit of an inverse beyond a condition number of 1 / (30 eps): say so."""
     if not _arrays.is_half(dtype):
         return
+    condition = _arrays.frobenius(matrix, xp=xp) * _arrays.frobenius(inverse, xp=xp)
     worst = float(np.max(_arrays.to_numpy(condition), initial=0.0))
     limit = 1 / (30 * _arrays.eps(dtype))
     if worst > limit:

@@ -43,7 +43,7 @@ _ITERATIONS = (InverseMethod.newton, InverseMethod.chebyshev)
 
 
 class _Problem(NamedTuple):
-    """A batch of matrices in the wide type, largest entry in [1/2, 1)."""
+    """A batch of matrices in the wide type, largest entry in [1, 2)."""
 
     a: Array
     """(N, m, n)."""
@@ -202,7 +202,9 @@ def _run(
         _arrays.check_finite(a, func=func, name="a", xp=xp)
     if m == 0 or n == 0:
         return _empty(a, batch, xp=xp)
-    flat, sound = _inversion.blank_non_finite(_inversion.flatten(a, xp=xp), xp=xp)
+    flat, sound = _inversion.flatten(a, xp=xp), None
+    if not check_finite or _arrays.is_traced(a):
+        flat, sound = _inversion.blank_non_finite(flat, xp=xp)
     if hermitian:
         _inversion.check_hermitian(func, flat, xp=xp)
     wide = _arrays.wide_dtype(a, xp=xp)
@@ -310,7 +312,7 @@ def _certify(a: Array, tried: Attempt, way: InverseMethod, *, narrow: bool, sett
 def _finish(
     outcome: Outcome,
     exponent: Array,
-    sound: Array,
+    sound: Array | None,
     batch: tuple[int, ...],
     dtype: Any,
     problem: _Problem,
@@ -320,10 +322,8 @@ def _finish(
 ) -> CertifiedPinv:
     """Undo the scaling, restore shape and type, and warn or raise."""
     traced = _arrays.is_traced(outcome.value)
-    rounded = _inversion.round_to(outcome.value, outcome.error_bound, exponent, dtype, func=settings.func, xp=xp)
-    converged = outcome.converged & sound
-    keep = sound & converged if traced and not settings.tight else sound
-    value = xp.where(keep[:, None, None], rounded.value, xp.full_like(rounded.value, float("nan")))
+    rounded = _inversion.round_to(outcome, exponent, dtype, settings=settings, xp=xp)
+    value, converged, sound = _inversion.mask_unsound(rounded.value, outcome.converged, sound, settings=settings, xp=xp)
     infinite = xp.full_like(rounded.bound, float("inf"))
     backward = _arrays.scale_by_power_of_two(outcome.backward_error[:, None, None], exponent, xp=xp)[:, 0, 0]
     fields = {
@@ -338,8 +338,7 @@ def _finish(
     shaped = {name: xp.reshape(field, batch) for name, field in fields.items()}
     result = CertifiedPinv(value=xp.reshape(value, (*batch, *value.shape[1:])), **shaped)
     if not traced:
-        condition = _arrays.frobenius(problem.a, xp=xp) * _arrays.frobenius(outcome.value, xp=xp)
-        _inversion.warn_precision(settings.func, condition, dtype)
+        _inversion.warn_precision(settings.func, problem.a, outcome.value, dtype, xp=xp)
         blanked = ~xp.reshape(sound, batch)  # NaN came in, by leave of check_finite=False; that is no failure
         _inversion.deliver(result.value, result.converged | blanked, info=result, settings=settings, is_pinv=True)
     return result

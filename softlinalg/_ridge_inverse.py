@@ -25,12 +25,12 @@ _ORDER = {
 
 
 class _Problem(NamedTuple):
-    """A batch of scaled matrices in the wide type."""
+    """A batch of matrices, scaled by a power of two where their size is extreme."""
 
     a: Array
-    """(N, m, m), largest entry of A or the ridge in [1/2, 1)."""
+    """(N, m, m), in the type it came in, unless it had to be scaled."""
     b: Array
-    """fl(A + ridge I)."""
+    """fl(A + ridge I), in the wide type."""
     lost: Array
     """(N, m): what rounding took from the diagonal of b."""
     ridge: Array
@@ -175,17 +175,19 @@ def _run(
         _arrays.check_finite(a, func=func, name="a", xp=xp)
     batch = tuple(a.shape[:-2])
     wide = _arrays.wide_dtype(a, xp=xp)
-    flat, sound = _inversion.blank_non_finite(_inversion.flatten(a, xp=xp), xp=xp)
+    flat, sound = _inversion.flatten(a, xp=xp), None
+    if not check_finite or _arrays.is_traced(a):
+        flat, sound = _inversion.blank_non_finite(flat, xp=xp)
     ridges = _ridges(func, ridge if ridge_array is None else ridge_array, flat, batch, method, xp=xp)
-    _inversion.check_hermitian(func, flat, xp=xp)
-    problem, exponent = _scaled(xp.astype(flat, wide), ridges, xp=xp)
+    exactly = _inversion.check_hermitian(func, flat, xp=xp)
+    problem, exponent = _scaled(flat, ridges, wide, xp=xp)
     compute = _arrays.compute_dtype(dtype, xp=xp)
 
     def select(members: Any) -> _Problem:
         return problem if members is None else _Problem(*(_arrays.take_rows(field, members, xp=xp) for field in problem))
 
     def attempt(way: InverseMethod, part: _Problem) -> Attempt:
-        return _attempt(way, part, compute, settings, xp=xp)
+        return _attempt(way, part, compute, settings, hermitian=exactly, xp=xp)
 
     def certify(part: _Problem, tried: Attempt, way: InverseMethod) -> Outcome:
         return _certify(part, tried, way, narrow=_arrays.eps(dtype) > _arrays.eps(wide), settings=settings, xp=xp)
@@ -220,19 +222,35 @@ def _ridges(func: str, ridge: Any, flat: Array, batch: tuple[int, ...], method: 
     return xp.astype(xp.reshape(spread, (flat.shape[0],)), wide)
 
 
-def _scaled(a: Array, ridge: Array, *, xp: Namespace) -> tuple[_Problem, Array]:
-    """Scale by powers of two, exactly, so that nothing over- or underflows; then form A + ridge I."""
-    real = _arrays.real_dtype(a.dtype, xp=xp)
-    exponent = _arrays.binary_exponent(xp.maximum(xp.astype(_arrays.largest_entry(a, xp=xp), real), ridge), xp=xp)
-    a = _arrays.scale_by_power_of_two(a, -exponent, xp=xp)
-    ridge = _arrays.scale_by_power_of_two(ridge[:, None, None], -exponent, xp=xp)[:, 0, 0]
-    b, lost = _certificates.diagonal_shift(a, ridge, xp=xp)
+def _scaled(a: Array, ridge: Array, wide: Any, *, xp: Namespace) -> tuple[_Problem, Array]:
+    """Scale by powers of two, exactly, where something could over- or underflow; then form A + ridge I."""
+    exponent = xp.zeros_like(ridge)
+    if _arrays.is_traced(a) or not _in_easy_range(a, ridge, xp=xp):
+        a = xp.astype(a, wide)
+        exponent = _arrays.binary_exponent(xp.maximum(_arrays.largest_entry(a, xp=xp), ridge), xp=xp)
+        # Members of ordinary size stay as they are whatever their batch mates need.
+        easy = 300 if _arrays.eps(wide) < 1e-10 else 30
+        exponent = xp.where(xp.abs(exponent) < easy, xp.zeros_like(exponent), exponent)
+        a = _arrays.scale_by_power_of_two(a, -exponent, xp=xp)
+        ridge = _arrays.scale_by_power_of_two(ridge[:, None, None], -exponent, xp=xp)[:, 0, 0]
+    b, lost = _certificates.diagonal_shift(a, ridge, dtype=wide, xp=xp)
     return _Problem(a, b, lost, ridge), exponent
 
 
-def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: Settings, *, xp: Namespace) -> Attempt:
+def _in_easy_range(a: Array, ridge: Array, *, xp: Namespace) -> bool:
+    """Are all matrices of a size at which nothing over- or underflows, by one pass for their norms?"""
+    with np.errstate(all="ignore"):
+        norm = _arrays.frobenius(xp.astype(a, _arrays.compute_dtype(a.dtype, xp=xp)), xp=xp)
+        size = _arrays.to_numpy(xp.maximum(xp.astype(norm, ridge.dtype), ridge))
+    # A norm that over- or underflowed in the type of A is not easy either.
+    limit = 2.0**290 if _arrays.eps(ridge.dtype) < 1e-10 else 2.0**20
+    return bool(np.all((size > 1 / limit) & (size < limit)))
+
+
+def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: Settings, *, hermitian: bool, xp: Namespace) -> Attempt:
     """Invert by one method."""
-    b = (problem.b + _arrays.adjoint(problem.b, xp=xp)) / 2  # one triangle alone would make the result depend on which
+    # One triangle alone would make the result depend on which.
+    b = problem.b if hermitian else (problem.b + _arrays.adjoint(problem.b, xp=xp)) / 2
     direct = _inversion.integer_like(problem.ridge, 0, xp=xp)
     if method == InverseMethod.cholesky:
         return Attempt(_arrays.spd_inverse(b, xp=xp)[0], direct)
@@ -243,7 +261,7 @@ def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: S
         return Attempt((inverse + _arrays.adjoint(inverse, xp=xp)) / 2, direct)
     work = xp.astype(b, compute)
     real = _arrays.real_dtype(compute, xp=xp)
-    hi = _iterations.spectral_upper_bound(problem.a, xp=xp) + problem.ridge
+    hi = _iterations.spectral_upper_bound(xp.astype(problem.a, b.dtype), xp=xp) + problem.ridge
     # Rounding of B to the type of the iteration can move eigenvalues by its eps |B|: keep `lo` a lower bound.
     lo = problem.ridge * (1 - 4 * _arrays.eps(compute))
     counts, most = _step_counts(method, hi / lo, settings.tol, compute, xp=xp)
@@ -302,11 +320,18 @@ def _certify(part: _Problem, tried: Attempt, way: InverseMethod, *, narrow: bool
         return _certificates.certify_inverse(part.b, tried.value, lost=part.lost, slices=slices if finely else 1, refine=finely, xp=xp)
 
     traced = _arrays.is_traced(part.b)
-    certificate = evaluate(settings.tight and not traced)
+    certificate = None
+    if way == InverseMethod.cholesky and not settings.tight and not traced:
+        certificate = _certificates.certify_cholesky(part.b, tried.value, xp=xp)
+        certificate = certificate if bool(xp.all(certificate.residual <= settings.tol)) else None
+    if certificate is None:
+        certificate = evaluate(settings.tight and not traced)
     if not settings.tight and not traced and bool(xp.any(~(certificate.residual <= settings.tol))):
         # The cheap bound may be all that stands between these matrices and their certificate.
         certificate = evaluate(True)
-    relative = xp.minimum(certificate.residual, certificate.error_bound / _lower_norm(tried.value, certificate.error_bound, xp=xp))
+    relative = certificate.residual
+    if settings.tight or not bool(traced or xp.all(relative <= settings.tol)):
+        relative = xp.minimum(relative, certificate.error_bound / _lower_norm(tried.value, certificate.error_bound, xp=xp))
     certain = certificate.error_bound < float("inf")
     code = _inversion.integer_like(part.ridge, int(way), xp=xp)
     size = xp.where(certain, xp.full_like(code, part.b.shape[-1]), xp.full_like(code, -1))
@@ -325,7 +350,7 @@ def _lower_norm(x: Array, error: Array, *, xp: Namespace) -> Array:
 def _finish(
     outcome: Outcome,
     exponent: Array,
-    sound: Array,
+    sound: Array | None,
     batch: tuple[int, ...],
     dtype: Any,
     problem: _Problem,
@@ -335,10 +360,8 @@ def _finish(
 ) -> CertifiedInverse:
     """Undo the scaling, restore shape and type, and warn or raise."""
     traced = _arrays.is_traced(outcome.value)
-    rounded = _inversion.round_to(outcome.value, outcome.error_bound, exponent, dtype, func=settings.func, xp=xp)
-    converged = outcome.converged & sound
-    keep = sound & converged if traced and not settings.tight else sound
-    value = xp.where(keep[:, None, None], rounded.value, xp.full_like(rounded.value, float("nan")))
+    rounded = _inversion.round_to(outcome, exponent, dtype, settings=settings, xp=xp)
+    value, converged, sound = _inversion.mask_unsound(rounded.value, outcome.converged, sound, settings=settings, xp=xp)
     infinite = xp.full_like(rounded.bound, float("inf"))
     fields = {
         "converged": converged,
@@ -351,8 +374,7 @@ def _finish(
     shaped = {name: xp.reshape(field, batch) for name, field in fields.items()}
     result = CertifiedInverse(value=xp.reshape(value, (*batch, *value.shape[1:])), **shaped)
     if not traced:
-        condition = _arrays.frobenius(problem.b, xp=xp) * _arrays.frobenius(outcome.value, xp=xp)
-        _inversion.warn_precision(settings.func, condition, dtype)
+        _inversion.warn_precision(settings.func, problem.b, outcome.value, dtype, xp=xp)
         blanked = ~xp.reshape(sound, batch)  # NaN came in, by leave of check_finite=False; that is no failure
         _inversion.deliver(result.value, result.converged | blanked, info=result, settings=settings, is_pinv=False)
     return result
