@@ -9,6 +9,7 @@ through the arrays that people pass.
 from __future__ import annotations
 
 import contextlib
+import contextlib
 import math
 import sys
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ __all__ = [
     "power_of_two_scale",
     "prepare",
     "quiet",
+    "quiet",
     "real_dtype",
     "real_scalar",
     "real_trace",
@@ -66,6 +68,7 @@ __all__ = [
     "zeros_like_shape",
 ]
 
+_NUMPY = (np.ndarray, np.generic)  # a tuple: compilers trace no union of types
 _HALF_NAMES = ("float16", "bfloat16")
 _REAL_NAMES = ("float32", "float64")
 _COMPLEX_NAMES = ("complex64", "complex128")
@@ -282,6 +285,14 @@ def check_finite(x: Array, *, func: str, name: str, xp: Namespace) -> None:
     raise NonFiniteError(message)
 
 
+def quiet(x: Array = None) -> contextlib.AbstractContextManager[Any]:
+    """No floating-point warnings from NumPy: what over- or underflows inside has the right limit, or is reported by the caller.
+
+    Nothing is entered for an array of another library, whose compilers cannot trace it.
+    """
+    return np.errstate(all="ignore") if x is None or isinstance(x, np.ndarray) else contextlib.nullcontext()
+
+
 def check_square(a: Array, *, func: str, name: str) -> None:
     """Raise ShapeError unless the last two axes of `a` are equal and not empty."""
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
@@ -348,11 +359,6 @@ def _is_recorded(x: Array) -> bool:
     torch = sys.modules["torch"]
     recorded = x.requires_grad and torch.is_grad_enabled()
     return bool(recorded or torch.autograd.forward_ad.unpack_dual(x).tangent is not None)
-
-
-def quiet() -> contextlib.AbstractContextManager[Any]:
-    """No warnings from NumPy where an overflow or underflow is expected and has the right limit."""
-    return np.errstate(all="ignore")
 
 
 def to_float(x: Array) -> float:
@@ -480,7 +486,7 @@ def binary_exponent(value: Array, *, xp: Namespace) -> Array:
     Exact in NumPy; elsewhere one off at most next to a power of two, which keeps every scaling exact all the same.
     """
     usable = xp.isfinite(value) & (value > 0)
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, _NUMPY):
         return np.asarray(np.where(usable, np.frexp(value)[1] - 1, 0).astype(value.dtype))
     # Subnormals are brought into the normal range first: the logarithm of some devices flushes them to zero.
     small = value < tiny(value.dtype) * 2.0**64
@@ -533,14 +539,14 @@ def scale_by_power_of_two(a: Array, exponent: Array, *, xp: Namespace) -> Array:
 
 
 def _exact_power_of_two(n: Array, *, xp: Namespace) -> Array:
-    """2**n for whole |n| < 1024, exactly: vectorised pow is off by a rounding error in some libraries."""
-    if isinstance(n, np.ndarray | np.generic):
+    """2**n for whole |n| < 1024 (128 in float32), exactly: vectorised pow is off by a rounding error in some libraries."""
+    if isinstance(n, _NUMPY):
         return np.ldexp(np.ones_like(n), np.asarray(n, dtype=np.int32))
     remaining = xp.abs(n)
     power = xp.ones_like(n)
-    for bit in range(10):
+    for bit in range(10 if eps(n.dtype) < 1e-10 else 7):
         half = xp.floor(remaining / 2)
-        power = xp.where(remaining - 2 * half > 0, power * 2.0 ** min(2**bit, 1023), power)
+        power = xp.where(remaining - 2 * half > 0, power * 2.0 ** (2**bit), power)
         remaining = half
     return xp.where(n < 0, 1 / power, power)
 

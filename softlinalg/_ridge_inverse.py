@@ -192,8 +192,9 @@ def _run(
     def certify(part: _Problem, tried: Attempt, way: InverseMethod) -> Outcome:
         return _certify(part, tried, way, narrow=_arrays.eps(dtype) > _arrays.eps(wide), settings=settings, xp=xp)
 
-    outcome = _inversion.solve(flat, _ORDER[method], attempt, certify, select, settings=settings, xp=xp)
-    return _finish(outcome, exponent, sound, batch, dtype, problem, settings, xp=xp)
+    with _arrays.quiet(a):
+        outcome = _inversion.solve(flat, _ORDER[method], attempt, certify, select, settings=settings, xp=xp)
+        return _finish(outcome, exponent, sound, batch, dtype, problem, settings, xp=xp)
 
 
 def _ridges(func: str, ridge: Any, flat: Array, batch: tuple[int, ...], method: str, *, xp: Namespace) -> Array:
