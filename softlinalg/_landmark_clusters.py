@@ -73,7 +73,6 @@ def _assign(rows: Rows, landmarks: Array) -> tuple[Array, Array, float]:
     m = int(landmarks.shape[0])
     half = _half_norms(landmarks, xp=xp)
     slack = SLACK * _arrays.eps(rows.dtype)
-    largest = xp.max(half)
     transposed = xp.matrix_transpose(landmarks)
     sums = _arrays.zeros_like_shape(tuple(landmarks.shape), landmarks, xp=xp)
     counts = np.zeros(m)
@@ -82,7 +81,7 @@ def _assign(rows: Rows, landmarks: Array) -> tuple[Array, Array, float]:
         scores = half[None, :] - block @ transposed  # (|x - l|^2 - |x|^2) / 2
         best = xp.min(scores, axis=1)
         own = _half_norms(block, xp=xp)
-        tied = scores <= (best + slack * (own + largest))[:, None]
+        tied = scores - slack * half[None, :] <= (best + slack * own)[:, None]
         labels = xp.argmax(xp.astype(tied, xp.int8), axis=1)
         sums = sums + _arrays.group_sums(block, labels, m, xp=xp)
         counts += np.bincount(_arrays.to_numpy(labels), minlength=m)

@@ -347,9 +347,13 @@ def _feature_scale(request: _Request) -> Host | None:
     return host if host.shape == (request.x.shape[1],) and bool(np.all(host > 0)) else None
 
 
-def _normalized(request: _Request, rows: Rows, shift: Array) -> Rows:
-    """The rows relative to `shift`, in units in which squares neither overflow nor vanish."""
+def _normalized(request: _Request, rows: Rows, typical: Array) -> Rows:
+    """The rows relative to the middle of some typical ones, in units in which squares neither overflow nor vanish.
+
+    |x|^2 - 2 x.y + |y|^2 cancels badly far from the origin. The median is not moved by outliers, which the landmarks hold.
+    """
     xp = request.xp
+    shift = xp.sort(typical, axis=0)[typical.shape[0] // 2, :]
     host = _feature_scale(request)
     scale = xp.ones_like(shift) if host is None else _arrays.from_numpy(host, request.x, xp=xp, dtype=rows.dtype)
     largest = max(float(xp.max(xp.abs(block))) for _, _, block in Rows(request.x, rows.indices, xp=xp, shift=shift, scale=scale).blocks(1))
@@ -447,12 +451,10 @@ def _centers(request: _Request) -> tuple[Array, int]:
         steps = request.lloyd_steps
     start = Rows(request.x, xp=xp).take(chosen)
     if steps:
-        # Distances relative to the middle of the landmarks: |x|^2 - 2 x.y + |y|^2 cancels badly far from the origin.
-        shift = xp.mean(start, axis=0)
-        rows = _normalized(request, rows, shift)
+        rows = _normalized(request, rows, start)
         with _progress(request, steps, "Lloyd steps") as advance:
-            moved, _ = lloyd(rows, (start - shift) / rows.scale, steps, tol=tol, advance=advance)
-        start = moved * rows.scale + shift
+            moved, _ = lloyd(rows, (start - rows.shift) / rows.scale, steps, tol=tol, advance=advance)
+        start = moved * rows.scale + rows.shift
     landmarks = xp.astype(start, request.x.dtype)
     return landmarks if request.x is request.given else _arrays.from_numpy(landmarks, request.given, xp=request.given_xp), useful
 
@@ -460,9 +462,9 @@ def _centers(request: _Request) -> tuple[Array, int]:
 def _kmeans_seeds(request: _Request) -> tuple[Rows, Host, int]:
     """The rows to cluster, k-means++ seeds among them, filled up where there are fewer different rows, and how many are of use."""
     rows = _sampled(request)
-    middle = request.xp.mean(rows.block(0, min(len(rows), 1000)), axis=0)
+    normalized = _normalized(request, rows, rows.block(0, min(len(rows), 1000)))
     with _progress(request, request.count or 1, "seeds") as advance:
-        seeds = plus_plus_seeds(_normalized(request, rows, middle), request.count or 1, rng=request.rng, advance=advance)
+        seeds = plus_plus_seeds(normalized, request.count or 1, rng=request.rng, advance=advance)
     return rows, *_filled(request, rows.to_global(seeds))
 
 
