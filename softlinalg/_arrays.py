@@ -9,7 +9,6 @@ through the arrays that people pass.
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import math
 import sys
 from collections.abc import Mapping
@@ -51,7 +50,6 @@ __all__ = [
     "minus_identity",
     "power_of_two_scale",
     "prepare",
-    "quiet",
     "quiet",
     "real_dtype",
     "real_scalar",
