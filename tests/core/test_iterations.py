@@ -472,6 +472,22 @@ def test_batches_bounds_and_steps_per_matrix_work_in_every_library(backend):
         assert _relative(backend.to_numpy(hyper)[i], expected) <= 1e4 * EPS * 500
 
 
+def test_a_single_eigenvalue_needs_no_step_and_no_division_by_zero(backend):
+    xp = backend.xp
+    b = backend.asarray(np.eye(3)[None] * np.asarray([[[0.5]], [[2.0]]]))
+    ends = backend.asarray(np.asarray([0.5, 2.0]))
+    inverse = np.eye(3)[None] * np.asarray([[[2.0]], [[0.5]]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for steps in (0, 1, 3):
+            value = iterations.chebyshev_newton(b, lo=ends, hi=ends, steps=steps, xp=xp)
+            assert np.abs(backend.to_numpy(value) - inverse).max() <= 4 * EPS
+            general = iterations.chebyshev_newton_general(b, lo=ends, hi=ends, steps=steps, xp=xp)
+            assert np.abs(backend.to_numpy(general) - inverse).max() <= 16 * EPS
+    single = iterations.chebyshev_newton(b[0, ...], lo=0.5, hi=0.5, steps=2, xp=xp)
+    assert np.abs(backend.to_numpy(single) - inverse[0]).max() <= 4 * EPS
+
+
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_settings_of_any_type_never_promote_the_matrix(backend, dtype):
     xp = backend.xp
