@@ -27,6 +27,9 @@ _SATURATION = 2.0**40
 _CENTER_ROWS = 1024
 """Rows looked at for the center: any center is right, a central one is accurate."""
 
+_FAR_SHARE = 1 / 8
+"""A block in which more pairs than this need care is computed carefully as a whole."""
+
 _DIFFERENCE_ENTRIES = 2**22
 """Largest array of differences (rows, m, d): 32 MiB in float64."""
 
@@ -117,6 +120,7 @@ class GaussianColumns:
         self.far = squared[..., 0] > self.limit  # (..., m)
         self.augmented = xp.matrix_transpose(xp.concat([self.z, xp.ones_like(squared), -squared / 2], axis=-1))  # (..., d + 2, m)
         self._left: Any = None
+        self._careful: Any = None
 
     def _scaled(self, x: Array) -> tuple[Array, Array]:
         """(x - c) / l, saturated, and its squared norms (..., n, 1). Halved first, so that the difference cannot overflow."""
@@ -155,13 +159,14 @@ class GaussianColumns:
             again = GaussianColumns(xp.astype(y_far, wide), inverse, func=self.func, xp=xp)(xp.astype(x_far, wide))
             again = xp.astype(again, x.dtype)
         else:
-            again = DifferenceColumns(y_far, self.inverse, 2, func=self.func, xp=xp)(x_far)
+            again = DifferenceColumns(y_far, self.inverse, func=self.func, xp=xp)(x_far)
         again = xp.take(xp.take(again, row_place, axis=-2), column_place, axis=-1)
         return xp.where(far[..., :, None] & self.far[..., None, :], again, exponents)
 
     def reserve(self, rows: int) -> None:
         """Memory that `write` uses, for blocks of up to so many rows."""
         self._left = self.xp.ones((rows, self.y.shape[-1] + 2), dtype=self.y.dtype, device=_arrays.device_of(self.y))
+        self._careful = None
 
     def write(self, x: Array, out: Array, first: int = 0) -> None:
         """Exponents (n, m - first), up to rounding at most zero, for the columns from `first` on, into `out`.
@@ -176,19 +181,39 @@ class GaussianColumns:
         z *= self.inverse
         squared = xp.vecdot(z, z)
         if not _arrays.to_float(xp.max(squared)) <= self.limit:  # far points, an overflow, or NaN
-            points = _as_block(x, self.y, func=self.func, xp=xp)
-            out[...] = self(points)[:, first:]
+            self._write_far(_as_block(x, self.y, func=self.func, xp=xp), out, first)
             return
         squared *= -0.5
         left[:, -2] = squared
         xp.matmul(left, self.augmented[:, first:], out=out)
+
+    def _write_far(self, x: Array, out: Array, first: int) -> None:
+        """A block with far points: pair by pair where there are few pairs of two far points, as a whole otherwise."""
+        xp = self.xp
+        _, squared = self._scaled(x)
+        count = int(xp.count_nonzero(squared > self.limit)) * int(xp.count_nonzero(self.far))
+        if count <= _FAR_SHARE * x.shape[0] * self.y.shape[0]:
+            out[...] = self(x)[:, first:]
+            return
+        wide = _arrays.wide_dtype(x, xp=xp)
+        if self._careful is None:
+            inverse = self.inverse if isinstance(self.inverse, float) else xp.astype(self.inverse, wide, copy=False)
+            kind = DifferenceColumns if wide == x.dtype else GaussianColumns
+            self._careful = kind(xp.astype(self.y, wide, copy=False), inverse, func=self.func, xp=xp)
+            self._careful.reserve(self._left.shape[0])
+        if wide == x.dtype:
+            self._careful.write(x, out, first)
+        else:
+            exponents = _arrays.empty_like_shape(tuple(out.shape), out, xp=xp, dtype=wide)
+            self._careful.write(x, exponents, first)
+            out[...] = exponents
 
     def pull_back(self, weights: Array, x: Array, direction: Callable[[Array], Array]) -> tuple[Array, Array]:
         """Gradients of sum(weights * exponents), weights constant, with respect to x and y; `direction` is the identity here."""
         xp = self.xp
         z, squared = self._scaled(x)
         if self._both_far(squared[..., 0] > self.limit):
-            return DifferenceColumns(self.y, self.inverse, 2, func=self.func, xp=xp).pull_back(weights, x, direction)
+            return DifferenceColumns(self.y, self.inverse, func=self.func, xp=xp).pull_back(weights, x, direction)
         dx = weights @ self.z - xp.sum(weights, axis=-1, keepdims=True) * z
         transposed = xp.matrix_transpose(weights)
         dy = transposed @ z - xp.sum(transposed, axis=-1, keepdims=True) * self.z
@@ -217,7 +242,7 @@ class DifferenceColumns:
     Right to a few units of rounding at any distance, for d times the elementwise work of the product form.
     """
 
-    def __init__(self, y: Array, inverse: float | Array, power: int, *, func: str, xp: Namespace) -> None:
+    def __init__(self, y: Array, inverse: float | Array, power: int = 2, *, func: str, xp: Namespace) -> None:
         self.y, self.inverse, self.power, self.func, self.xp = y, inverse, power, func, xp
         self._scratch: Any = None
 
