@@ -1,0 +1,209 @@
+"""The options of the command `softlinalg`, and the error that it prints on one line.
+
+Light to import: nothing here loads NumPy, so usage errors and Ctrl-C are answered from the first moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+from softlinalg import __version__
+from softlinalg.errors import SoftlinalgError
+
+__all__ = ["CommandError", "make_parser"]
+
+SUFFIXES = (".npy", ".npz", ".csv", ".csv.gz", ".parquet")
+MODEL_SUFFIXES = (".npz", ".safetensors")
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
+KERNELS = ("gaussian", "laplacian", "matern12", "matern32", "matern52")
+LANDMARKS = ("rpcholesky+lloyd", "kmeans", "rpcholesky", "greedy", "leverage", "uniform")
+"""The methods of `softlinalg.select_landmarks` (a test holds them equal), written out so that --help needs no NumPy."""
+
+EXAMPLES = """\
+examples:
+  softlinalg approximate measurements.csv --drop id --rank 200 --plot error.png
+      approximate the Gaussian kernel matrix of all rows with 200 landmarks; the length
+      scale is the median distance; show the exact error, and plot it against the rank
+  softlinalg approximate points.npy --kernel matern32 --length-scale 0.7 --tol 0.01 --output points.npz
+      find the rank that a relative trace error of 1 % takes, and keep the result for
+      softlinalg.NystromDecomposition.load("points.npz")
+"""
+
+
+class CommandError(SoftlinalgError):
+    """What the command prints after `softlinalg: error:`, on one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage the way everything else is reported: on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        text = f"{message} (see: {self.prog} --help)"
+        raise CommandError(text)
+
+
+def make_parser(run_approximate: Any, run_demo: Any) -> argparse.ArgumentParser:
+    """The options of the command and of its subcommands.
+
+    Parameters
+    ----------
+    run_approximate, run_demo : callable
+        What the parsed options are handed to, as their attribute `run`.
+
+    Returns
+    -------
+    ArgumentParser
+        Raises CommandError where argparse would print its usage and leave.
+    """
+    parser = _Parser(
+        prog="softlinalg",
+        description="Low-rank approximation of kernel matrices too large to form, with the exact error.",
+        epilog="softlinalg COMMAND --help explains a command, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"softlinalg {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    _add_approximate(commands, run_approximate)
+    _add_demo(commands, run_demo)
+    return parser
+
+
+def _add_approximate(commands: Any, run: Any) -> None:
+    parser = commands.add_parser(
+        "approximate",
+        usage="softlinalg approximate DATA (--rank N | --tol T) [options]",
+        help="approximate the kernel matrix of the rows of a file",
+        description=(
+            "Approximate the n x n kernel matrix of the n rows of DATA from a few landmarks (Nystrom),\n"
+            "without ever forming it, and report the exact error: the trace of what is left over,\n"
+            "relative to the trace of the whole matrix."
+        ),
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", type=Path, metavar="DATA", help=f"a file of numbers, one row per point: {', '.join(SUFFIXES)}")
+    size = parser.add_argument_group("how good (one of these is needed)").add_mutually_exclusive_group(required=True)
+    size.add_argument("--rank", type=_whole, metavar="N", help="number of landmarks")
+    size.add_argument("--tol", type=_fraction, metavar="T", help="relative trace error to reach, such as 0.01; the rank follows from it")
+    _add_method(parser.add_argument_group("kernel and landmarks"))
+    _add_data(parser.add_argument_group("data"))
+    _add_output(parser.add_argument_group("output"))
+    parser.set_defaults(run=run)
+
+
+def _add_method(group: Any) -> None:
+    group.add_argument("--kernel", choices=KERNELS, default="gaussian", help="default: gaussian")
+    group.add_argument("--length-scale", type=_length_scale, default="median", metavar="NUMBER|median", help="default: median distance")
+    group.add_argument(
+        "--landmarks", choices=LANDMARKS, default=LANDMARKS[0], metavar="METHOD", help=f"{', '.join(LANDMARKS)}; default: the first"
+    )
+    group.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every random choice; default: 0")
+
+
+def _add_data(group: Any) -> None:
+    columns = group.add_mutually_exclusive_group()
+    columns.add_argument(
+        "--columns", type=_names, metavar="A,B,C", help="use these columns only (numbered from 0 where they have no names)"
+    )
+    columns.add_argument("--drop", type=_names, action="extend", metavar="A,B", help="use all columns but these; may be repeated")
+    group.add_argument("--array", metavar="NAME", help="which array of a .npz file with several")
+    group.add_argument(
+        "--missing",
+        choices=("error", "drop", "mean"),
+        default="error",
+        help="empty, NaN or infinite values: refuse them (default), drop the row, or put the mean of the column",
+    )
+    group.add_argument(
+        "--standardize",
+        action=argparse.BooleanOptionalAction,
+        help="bring each column to mean 0 and deviation 1; default: yes for .csv and .parquet, whose columns come in unlike "
+        "units, no for .npy and .npz",
+    )
+    group.add_argument(
+        "--header", action=argparse.BooleanOptionalAction, help="CSV: the first row holds names; default: unless it is all numbers"
+    )
+    group.add_argument("--delimiter", default=",", metavar="CHAR", help="CSV: what separates columns; default: a comma")
+    group.add_argument("--dtype", choices=("float32", "float64"), help="default: float32 where the file holds that, otherwise float64")
+
+
+def _add_output(group: Any) -> None:
+    group.add_argument("--output", type=Path, metavar="FILE", help=f"save the approximation: {', '.join(MODEL_SUFFIXES)}")
+    group.add_argument("--plot", type=Path, metavar="FILE", help=f"plot error and spectrum: {', '.join(PICTURE_SUFFIXES)}")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the table, the errors of every rank and the spectrum as JSON")
+    group.add_argument("--chunk-size", type=_whole, metavar="N", help="rows held at once; default: what fits the cache")
+    group.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+    group.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
+
+
+def _add_demo(commands: Any, run: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="see it work on real data: handwritten digits and 336,776 flights",
+        description=(
+            "Approximate two kernel matrices of real data that pip has brought: the 1,797 handwritten digits of scikit-learn, "
+            "small enough to check the error against the whole matrix, and the 336,776 flights that left New York in 2013, "
+            "whose whole matrix would take 907 GB. Prints a table, and writes plots and one web page (index.html) that shows "
+            "and explains them."
+        ),
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("softlinalg-demo"), metavar="DIR", help="default: softlinalg-demo")
+    parser.add_argument("--quick", action="store_true", help="a few seconds: lower ranks, and one flight in twenty")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars, no table")
+    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
+    parser.set_defaults(run=run)
+
+
+# ------------------------------------------------------------------------------------------ values of options
+def _whole(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        message = f"must be a whole number of at least 1; got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        message = f"must be a whole number of at least 0; got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def _number(text: str) -> float:
+    """A float, or NaN for what is none: every comparison with it fails."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _fraction(text: str) -> float:
+    """A relative error."""
+    number = _number(text)
+    if not 0 < number < 1:
+        message = f"must be a number between 0 and 1; got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return number
+
+
+def _length_scale(text: str) -> float | str:
+    """A positive number, or the word median."""
+    if text == "median":
+        return text
+    number = _number(text)
+    if not 0 < number < math.inf:
+        message = f"must be a positive number or the word median; got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return number
+
+
+def _names(text: str) -> list[str]:
+    """Names between commas."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        message = f"must be names separated by single commas; got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return names
