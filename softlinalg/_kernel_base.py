@@ -143,11 +143,6 @@ class StationaryKernel:
         """Derivative of the value by the exponent."""
         return self._values(exponents, xp=xp)
 
-    @staticmethod
-    def _direction(z: Array) -> Array:
-        """Derivative of minus the exponent by the scaled difference z."""
-        return z
-
     def diagonal(self, x: Array) -> Array:
         """Ones, shape (..., n): k(x_i, x_i) = 1."""
         func = f"{self._title}.diagonal"
@@ -207,7 +202,7 @@ class StationaryKernel:
                 weights = xp.astype(g[..., rows, :], compute, copy=False) * self._slopes(columns(block), xp=xp)
                 if y is None:  # k(x_i, x_i) = 1 whatever x_i
                     weights = _off_diagonal(weights, rows.start, xp=xp)
-                dx, more = columns.pull_back(weights, block, self._direction)
+                dx, more = columns.pull_back(weights, block)
                 parts.append(dx)
                 dy = dy + more
         dx = _sum_to(xp.concat(parts, axis=-2), tuple(x.shape), xp=xp)
@@ -268,7 +263,7 @@ def _gradient_steps(g: Array) -> list[slice]:
     """Blocks of rows of `g`; all at once where the program is traced, so that it is not unrolled."""
     n = g.shape[-2]
     step = n if _arrays.is_traced(g) else _GRADIENT_ENTRIES // max(1, math.prod(g.shape) // max(1, n))
-    return [slice(start, start + max(1, step)) for start in range(0, max(1, n), max(1, step))]
+    return [slice(start, min(n, start + max(1, step))) for start in range(0, max(n, 1), max(1, step))]
 
 
 def _off_diagonal(weights: Array, start: int, *, xp: Namespace) -> Array:

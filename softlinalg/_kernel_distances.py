@@ -12,7 +12,6 @@ points lie far from c. Only those pairs are computed anew: in float64 if the dat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from softlinalg import _arrays
@@ -208,12 +207,12 @@ class GaussianColumns:
             self._careful.write(x, exponents, first)
             out[...] = exponents
 
-    def pull_back(self, weights: Array, x: Array, direction: Callable[[Array], Array]) -> tuple[Array, Array]:
-        """Gradients of sum(weights * exponents), weights constant, with respect to x and y; `direction` is the identity here."""
+    def pull_back(self, weights: Array, x: Array) -> tuple[Array, Array]:
+        """Gradients of sum(weights * exponents), weights constant, with respect to x and y."""
         xp = self.xp
         z, squared = self._scaled(x)
         if self._both_far(squared[..., 0] > self.limit):
-            return DifferenceColumns(self.y, self.inverse, func=self.func, xp=xp).pull_back(weights, x, direction)
+            return DifferenceColumns(self.y, self.inverse, func=self.func, xp=xp).pull_back(weights, x)
         dx = weights @ self.z - xp.sum(weights, axis=-1, keepdims=True) * z
         transposed = xp.matrix_transpose(weights)
         dy = transposed @ z - xp.sum(transposed, axis=-1, keepdims=True) * self.z
@@ -256,7 +255,7 @@ class DifferenceColumns:
         """Blocks of rows whose differences fit the budget; a traced program is not unrolled (its compiler fuses the sum)."""
         n, batch = x.shape[-2], max(math.prod(x.shape[:-2]), math.prod(self.y.shape[:-2]))
         step = n if _arrays.is_traced(x, self.y) else _DIFFERENCE_ENTRIES // max(1, batch * self.y.shape[-2] * x.shape[-1])
-        return [slice(start, start + max(1, step)) for start in range(0, max(n, 1), max(1, step))]
+        return [slice(start, min(n, start + max(1, step))) for start in range(0, max(n, 1), max(1, step))]
 
     def __call__(self, x: Array) -> Array:
         """Exponents (..., n, m), at most zero; differentiable, nothing is written in place."""
@@ -289,12 +288,13 @@ class DifferenceColumns:
         if self.power == 2:
             out *= 0.5
 
-    def pull_back(self, weights: Array, x: Array, direction: Callable[[Array], Array]) -> tuple[Array, Array]:
-        """Gradients of sum(weights * exponents), weights constant, with respect to x and y; direction(z) is minus the slope of a term."""
+    def pull_back(self, weights: Array, x: Array) -> tuple[Array, Array]:
+        """Gradients of sum(weights * exponents), weights constant, with respect to x and y; the slope of |x - y| at zero is zero."""
         xp = self.xp
         parts, dy = [], xp.zeros_like(self.y)
         for rows in self._steps(x):
-            pulled = weights[..., rows, :, None] * direction(self._differences(x[..., rows, :]))
+            z = self._differences(x[..., rows, :])
+            pulled = weights[..., rows, :, None] * (xp.sign(z) if self.power == 1 else z)
             parts.append(-xp.sum(pulled, axis=-2))
             dy = dy + xp.sum(pulled, axis=-3)
         return xp.concat(parts, axis=-2) * self.inverse, dy * self.inverse
@@ -323,8 +323,8 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     Notes
     -----
     One product, O(n m d) time and O(n m) memory, after both sets are centered (and scaled by a power of two where squares could
-    overflow). The absolute error is at most about 2 (d + 2) u R^2, R the largest distance from the center; the square root of
-    that for a distance near zero. float16 and bfloat16 are computed in float32.
+    overflow). The absolute error of each is at most about (d + 2) u (|x_i - c|^2 + |y_j - c|^2), with the center c the median of
+    each feature of `y`; of a distance near zero, the square root of that. float16 and bfloat16 are computed in float32.
     """
     func = "squared_distances"
     xp, (x, y), dtype = _arrays.prepare(func, {"x": x, "y": None if y is x else y})

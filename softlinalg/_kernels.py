@@ -109,11 +109,6 @@ class Laplacian(StationaryKernel):
     def _columns(self, y: Array, *, func: str, xp: Namespace) -> DifferenceColumns:
         return DifferenceColumns(y, self._inverse_scale(y, func=func, xp=xp), 1, func=func, xp=xp)
 
-    @staticmethod
-    def _direction(z: Array) -> Array:
-        """The sign of z, zero at zero."""
-        return (z > 0) * 1.0 - (z < 0) * 1.0
-
 
 @dataclass(frozen=True, repr=False)
 class Matern(StationaryKernel):

@@ -1,0 +1,174 @@
+"""Time of the feature map k(x, landmarks) @ whitening, against scikit-learn's Nystroem and against the arithmetic it cannot avoid.
+
+One thread. In each round every contestant runs once, in a new random order; the figures are medians over rounds of ratios
+within a round, with their quartiles. "Limit" is the two matrix products n x d x m and n x m x m as one call each into memory
+that is there already, and the n m exponentials in cache-sized blocks: no distance, no norm, no allocation.
+
+    python tests/benchmarks/feature_map.py [--rows 40000] [--features 32] [--landmarks 256] [--rounds 15] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.kernel_approximation import Nystroem
+from threadpoolctl import threadpool_limits
+
+from softlinalg._kernels import Gaussian, default_chunk_size, kernel_matmul
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def whitening_of(core: np.ndarray) -> np.ndarray:
+    """Inverse root of the landmarks' kernel matrix, with a relative cut."""
+    values, vectors = np.linalg.eigh(core.astype(np.float64))
+    kept = values > 1e-8 * values[-1]
+    return np.ascontiguousarray(((vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T).astype(core.dtype))
+
+
+def contestants(n: int, d: int, m: int, dtype: str, length_scale: float) -> dict[str, Callable[[], Any]]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, d)).astype(dtype)
+    sklearn_map = Nystroem(gamma=1 / (2 * length_scale**2), n_components=m, random_state=0).fit(x)
+    landmarks = sklearn_map.components_.astype(dtype)
+    kernel = Gaussian(length_scale)
+    whitening = whitening_of(kernel(landmarks))
+
+    ours, theirs = kernel_matmul(kernel, x, landmarks, whitening), sklearn_map.transform(x)
+    difference = float(np.max(np.abs((ours.astype(np.float64) @ ours[:50].T) - theirs.astype(np.float64) @ theirs[:50].T)))
+    print(f"{dtype}: largest difference of the approximated kernels {difference:.1e}", file=sys.stderr)
+
+    inner, out = np.empty((n, m), dtype), np.empty((n, m), dtype)
+    inner_right = np.ascontiguousarray(landmarks.T)
+    rows = default_chunk_size(m, inner.itemsize)
+    exponents, block = -rng.random((rows, m)).astype(dtype) * 10, np.empty((rows, m), dtype)
+
+    def limit() -> None:
+        np.matmul(x, inner_right, out=inner)
+        for start in range(0, n, rows):
+            size = min(rows, n - start)
+            np.exp(exponents[:size], out=block[:size])
+        np.matmul(inner, whitening, out=out)
+
+    return {
+        "limit": limit,
+        "ours": lambda: kernel_matmul(kernel, x, landmarks, whitening),
+        "ours into memory that is there": lambda: kernel_matmul(kernel, x, landmarks, whitening, out=out),
+        "scikit-learn": lambda: sklearn_map.transform(x),
+    }
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
+
+
+def peak_resident(work: Callable[[], Any]) -> int:
+    """Largest growth of the process's memory during `work`, sampled every millisecond."""
+    import psutil
+
+    process = psutil.Process()
+    gc.collect()
+    base, peak, stop = process.memory_info().rss, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.001):
+            peak = max(peak, process.memory_info().rss - base)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = work()
+    stop.set()
+    watcher.join()
+    peak = max(peak, process.memory_info().rss - base)
+    del result
+    return peak
+
+
+def measure(n: int, d: int, m: int, dtype: str, rounds: int, length_scale: float) -> dict[str, Any]:
+    work = contestants(n, d, m, dtype, length_scale)
+    order, times = np.random.default_rng(1), {name: [] for name in work}
+    for step in range(rounds + 1):
+        for index in order.permutation(len(work)):
+            name = list(work)[index]
+            elapsed = seconds(work[name])
+            if step:  # the first round warms up
+                times[name].append(elapsed)
+
+    tracemalloc.start()
+    result = work["ours"]()
+    traced = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    output = result.nbytes
+    del result
+    resident = peak_resident(work["ours"])
+    ratio = {
+        "scikit-learn / ours": [a / b for a, b in zip(times["scikit-learn"], times["ours"], strict=True)],
+        "limit / ours": [a / b for a, b in zip(times["limit"], times["ours"], strict=True)],
+        "limit / ours into memory that is there": [
+            a / b for a, b in zip(times["limit"], times["ours into memory that is there"], strict=True)
+        ],
+    }
+    return {
+        "rows": n,
+        "features": d,
+        "landmarks": m,
+        "dtype": dtype,
+        "rounds": rounds,
+        "milliseconds": {name: quartiles([1e3 * t for t in values]) for name, values in times.items()},
+        "ratios": {name: quartiles(values) for name, values in ratio.items()},
+        "peak_memory_over_output": {"tracemalloc": traced / output, "resident": resident / output},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--features", type=int, default=32)
+    parser.add_argument("--landmarks", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--length-scale", type=float, help="default: the square root of the number of features")
+    parser.add_argument("--dtype", choices=["float32", "float64"], action="append", help="default: both")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    options = parser.parse_args()
+    length_scale = options.length_scale or options.features**0.5
+    results = []
+    with threadpool_limits(1):
+        for dtype in options.dtype or ["float64", "float32"]:
+            found = measure(options.rows, options.features, options.landmarks, dtype, options.rounds, length_scale)
+            results.append(found)
+            print(f"\n{dtype}, n = {found['rows']}, d = {found['features']}, m = {found['landmarks']}, {found['rounds']} rounds")
+            for name, values in found["milliseconds"].items():
+                spread = f"{values['lower_quartile']:.1f} .. {values['upper_quartile']:.1f}"
+                print(f"  {name:42s}{values['median']:9.1f} ms   ({spread})")
+            for name, values in found["ratios"].items():
+                print(f"  {name:42s}{values['median']:9.2f}      ({values['lower_quartile']:.2f} .. {values['upper_quartile']:.2f})")
+            for name, value in found["peak_memory_over_output"].items():
+                print(f"  peak memory / output, {name:20s}{value:9.3f}")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
