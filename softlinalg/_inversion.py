@@ -274,6 +274,7 @@ def round_to(outcome: Outcome, exponent: Array, dtype: DType, *, settings: Setti
     if settings.tight:
         back = _arrays.scale_by_power_of_two(xp.astype(final, value.dtype), exponent, xp=xp)
         bound = (bound + _arrays.frobenius(back - value, xp=xp) * (1 + 1e-6)) * (1 + 8 * _arrays.eps(value.dtype))
+        bound = xp.where(xp.isnan(bound), xp.full_like(bound, math.inf), bound)
     return Rounded(final, _arrays.scale_by_power_of_two(bound[:, None, None], -exponent, xp=xp)[:, 0, 0])
 
 

@@ -274,7 +274,7 @@ def _attempt(method: InverseMethod, a: Array, cut: float, compute: Any, settings
     # Frozen bounds of the norm: the filter, and with it the cut, is then the same for every backend.
     hi = xp.astype(_iterations.spectral_upper_bound(work, xp=xp), _arrays.real_dtype(compute, xp=xp))
     hi = xp.where(hi > 0, hi, xp.ones_like(hi))
-    target = max(settings.tol / 4, 64 * _arrays.eps(compute))
+    target = 64 * _arrays.eps(compute)  # quadratic convergence: full accuracy costs two or three steps more than `tol`
     if method == InverseMethod.chebyshev:
         steps = _iterations.chebyshev_newton_general_steps(1 / cut, target, polish=1)
         x = _iterations.chebyshev_newton_general(work, lo=cut * hi, hi=hi, steps=steps, polish=1, xp=xp)

@@ -280,10 +280,10 @@ def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: S
 def _step_counts(method: InverseMethod, kappa: Array, tol: float, compute: Any, *, xp: Namespace) -> tuple[Array, int]:
     """Steps of every matrix from its own condition number, and the largest count, known on the host.
 
-    Half of the tolerance is left to rounding. Traced code cannot read the largest condition number: there it is that
+    The better part of the tolerance is left to rounding. Traced code cannot read the largest condition number: there it is that
     at which the type has no digit left, 1 / eps, and members that need fewer steps are frozen earlier.
     """
-    target = max(tol / 2, 16 * _arrays.eps(compute))
+    target = max(tol / 4, 16 * _arrays.eps(compute))
     edges = _staircase(method == InverseMethod.chebyshev, target, 1 / _arrays.eps(compute))
     counts = _inversion.integer_like(kappa, 0, xp=xp)
     for step, edge in edges:
@@ -314,24 +314,46 @@ def _staircase(chebyshev: bool, target: float, ceiling: float) -> list[tuple[int
 
 
 def _certify(part: _Problem, tried: Attempt, way: InverseMethod, *, narrow: bool, settings: Settings, xp: Namespace) -> Outcome:
-    """Apply theorem C1; `narrow` data have a wide residual already."""
-    slices = 1 if narrow else 2
+    """Certify an attempt; an iteration in a narrow type gets up to two Newton steps in the wide type where that is not enough.
+
+    At a condition near 1 / eps of the narrow type |I - B X| is near one, though X is right to a few digits; the step
+    X (2I - B X) squares it, for two products.
+    """
+    outcome = _certify_once(part, tried, way, narrow=narrow, settings=settings, xp=xp)
+    if not narrow or way not in (InverseMethod.chebyshev, InverseMethod.newton) or _arrays.is_traced(part.b):
+        return outcome
+    for _ in range(2):
+        if bool(xp.all(outcome.converged)):
+            break
+        value = 2 * outcome.value - outcome.value @ (part.b @ outcome.value)
+        corrected = Attempt((value + _arrays.adjoint(value, xp=xp)) / 2, outcome.steps + 1)
+        better = _certify_once(part, corrected, way, narrow=narrow, settings=settings, xp=xp)
+        # Members that were certified at once stay as they are, whatever their batch mates need.
+        keep = outcome.converged
+        chosen = [xp.where(keep, old, new) for old, new in zip(outcome[1:], better[1:], strict=True)]
+        outcome = Outcome(xp.where(keep[:, None, None], outcome.value, better.value), *chosen)
+    return outcome
+
+
+def _certify_once(part: _Problem, tried: Attempt, way: InverseMethod, *, narrow: bool, settings: Settings, xp: Namespace) -> Outcome:
+    """Apply theorem C1, or C4 to Cholesky; `narrow` data have a wide residual already."""
+    traced = _arrays.is_traced(part.b)
+    slices = 1 if narrow or traced else 2  # compilers may reorder the sums on which the finer evaluation stands
 
     def evaluate(finely: bool) -> _certificates.InverseCertificate:
         return _certificates.certify_inverse(part.b, tried.value, lost=part.lost, slices=slices if finely else 1, refine=finely, xp=xp)
 
-    traced = _arrays.is_traced(part.b)
     certificate = None
     if way == InverseMethod.cholesky and not settings.tight and not traced:
         certificate = _certificates.certify_cholesky(part.b, tried.value, xp=xp)
         certificate = certificate if bool(xp.all(certificate.residual <= settings.tol)) else None
     if certificate is None:
-        certificate = evaluate(settings.tight and not traced)
+        certificate = evaluate(settings.tight or traced)
     if not settings.tight and not traced and bool(xp.any(~(certificate.residual <= settings.tol))):
         # The cheap bound may be all that stands between these matrices and their certificate.
         certificate = evaluate(True)
     relative = certificate.residual
-    if settings.tight or not bool(traced or xp.all(relative <= settings.tol)):
+    if settings.tight or traced or not bool(xp.all(relative <= settings.tol)):
         relative = xp.minimum(relative, certificate.error_bound / _lower_norm(tried.value, certificate.error_bound, xp=xp))
     certain = certificate.error_bound < float("inf")
     code = _inversion.integer_like(part.ridge, int(way), xp=xp)
