@@ -16,7 +16,7 @@ from softlinalg.errors import ParameterError
 EPS = 2.0**-52
 
 log10_kappas = st.floats(0, 300)
-log10_tols = st.floats(-300, -0.01)
+log10_tols = st.one_of(st.floats(-300, -0.01), st.floats(-3, -0.001))
 
 
 def chebyshev(x, n):
@@ -131,6 +131,16 @@ def test_filters_keep_their_digits_where_the_closed_form_loses_them():
     assert np.isfinite(filters.newton_raphson_filter(np.asarray([0.0, 1.0]), steps=1200, alpha=1.0)).all()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 12])
+def test_chebyshev_filter_keeps_its_digits_at_the_upper_end(steps):
+    # There s f(s) = 1 - 1/tau_n, which is near zero for the first steps: 2 - c s would lose the digits of lo / hi.
+    with mpmath.workdps(60):
+        for lo in (1e-12, 1e-9, 1e-5):
+            tau = mpmath.cosh(2**steps * mpmath.acosh((1 + mpmath.mpf(lo)) / (1 - mpmath.mpf(lo))))
+            value = filters.chebyshev_newton_filter(np.ones(1), lo=lo, hi=1.0, steps=steps, polish=0)[0]
+            assert value == pytest.approx(float(1 - 1 / tau), rel=10 * (steps + 2) * EPS)
+
+
 @given(log10_kappa=st.floats(0, 12), steps=st.integers(0, 26), seed=st.integers(0, 2**32 - 1))
 @example(log10_kappa=0, steps=3, seed=1)
 def test_one_polishing_step_keeps_the_product_between_zero_and_one(log10_kappa, steps, seed):
@@ -224,6 +234,7 @@ def test_power_step_counts_are_sufficient_and_sharp(log10_kappa, log10_tol, orde
 @example(log10_kappa=1e-14, log10_tol=-3, polish=0, general=False)
 @example(log10_kappa=300, log10_tol=-300, polish=0, general=True)
 @example(log10_kappa=4, log10_tol=-3, polish=0, general=False)
+@example(log10_kappa=4.3, log10_tol=-0.01, polish=1, general=False)
 def test_chebyshev_step_counts_are_sufficient_and_sharp(log10_kappa, log10_tol, polish, general):
     with mpmath.workdps(700):
         kappa, tol = 10.0**log10_kappa, 10.0**log10_tol
