@@ -125,7 +125,7 @@ class GaussianColumns:
         """(x - c) / l, saturated, and its squared norms (..., n, 1). Halved first, so that the difference cannot overflow."""
         xp = self.xp
         z = (x / 2 - self.center / 2) * (2 * self.inverse)
-        z = xp.where(xp.abs(z) > _SATURATION, _SATURATION * xp.sign(z), z)
+        z = _saturated(z, xp=xp)
         if _arrays.is_traced(x):  # eager arrays are finite here; traced ones answer infinity with NaN
             z = xp.where(xp.isfinite(x), z, xp.full_like(z, math.nan))
         return z, xp.sum(z * z, axis=-1, keepdims=True)
@@ -219,6 +219,16 @@ class GaussianColumns:
         return dx * self.inverse, dy * self.inverse
 
 
+def _saturated(z: Array, *, xp: Namespace) -> Array:
+    """Scaled coordinates within +-2**40; NaN stays."""
+    return xp.where(z > _SATURATION, xp.full_like(z, _SATURATION), xp.where(z < -_SATURATION, xp.full_like(z, -_SATURATION), z))
+
+
+def _sign(z: Array, *, xp: Namespace) -> Array:
+    """-1, 0 or 1. (The sign of array-api-compat writes in place, which torch.func.vmap cannot map.)"""
+    return xp.where(z > 0, xp.ones_like(z), xp.where(z < 0, -xp.ones_like(z), xp.zeros_like(z)))
+
+
 def _as_block(x: Array, like: Array, *, func: str, xp: Namespace) -> Array:
     """Rows of any real type in the dtype of `like`, finite."""
     block = _arrays.empty_like_shape(tuple(x.shape), like, xp=xp)
@@ -249,7 +259,7 @@ class DifferenceColumns:
         """(x - y) / l, shape (..., n, m, d). Halved first, so that the difference cannot overflow; saturated, so that no gradient does."""
         xp = self.xp
         z = (x[..., :, None, :] / 2 - self.y[..., None, :, :] / 2) * (2 * self.inverse)
-        return xp.where(xp.abs(z) > _SATURATION, _SATURATION * xp.sign(z), z)
+        return _saturated(z, xp=xp)
 
     def _steps(self, x: Array) -> list[slice]:
         """Blocks of rows whose differences fit the budget; a traced program is not unrolled (its compiler fuses the sum)."""
@@ -294,7 +304,7 @@ class DifferenceColumns:
         parts, dy = [], xp.zeros_like(self.y)
         for rows in self._steps(x):
             z = self._differences(x[..., rows, :])
-            pulled = weights[..., rows, :, None] * (xp.sign(z) if self.power == 1 else z)
+            pulled = weights[..., rows, :, None] * (_sign(z, xp=xp) if self.power == 1 else z)
             parts.append(-xp.sum(pulled, axis=-2))
             dy = dy + xp.sum(pulled, axis=-3)
         return xp.concat(parts, axis=-2) * self.inverse, dy * self.inverse

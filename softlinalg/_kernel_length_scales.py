@@ -17,7 +17,7 @@ __all__ = ["checked_length_scale", "median_length_scale"]
 
 def checked_length_scale(value: Any, *, func: str) -> float | tuple[float, ...] | str:
     """A positive float, a tuple of them, or "median"."""
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         if value != "median":
             message = f'{func}: length_scale must be a positive number, one per feature, or "median"; got {value[:40]!r}. Pass a number.'
             raise ParameterError(message)
@@ -25,7 +25,7 @@ def checked_length_scale(value: Any, *, func: str) -> float | tuple[float, ...] 
     if getattr(value, "requires_grad", False) or _arrays.is_traced(value):
         message = f"{func}: length_scale must be constant; got a value to differentiate. Divide the points by it, and pass length_scale=1."
         raise ParameterError(message)
-    sequence = hasattr(value, "__len__") and not isinstance(value, bytes | Mapping) and getattr(value, "ndim", 1) > 0
+    sequence = hasattr(value, "__len__") and not isinstance(value, Mapping) and getattr(value, "ndim", 1) > 0
     if not sequence:
         return _arrays.real_scalar(value, func=func, name="length_scale")
     host = _arrays.to_numpy(value) if hasattr(value, "ndim") else value

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from softlinalg import _arrays
+from softlinalg._kernel_distances import check_points
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import DTypeError, NonFiniteError, ParameterError, ShapeError
 
@@ -161,7 +162,8 @@ def kernel_matmul(kernel: Any, x: Array, y: Array, v: Array, *, chunk_size: int 
     func = "kernel_matmul"
     xp, (sample, y, v), dtype = _arrays.prepare(func, {"x": _no_rows(x), "y": y, "v": v})
     x = x if _is_array(x) else sample
-    _check_product(func, x, y, xp=xp)
+    check_points(sample, y, func=func)
+    _arrays.check_finite(y, func=func, name="y", xp=xp)
     _factor(func, "v", "y", v, y.shape[-2])
     _arrays.check_finite(v, func=func, name="v", xp=xp)
     column = v.ndim == 1
@@ -202,19 +204,11 @@ def _column_spans(factor: Array, *, xp: Namespace) -> list[tuple[slice, slice]]:
     return spans if work < 0.9 * m * k else whole
 
 
-def _check_product(func: str, x: Array, y: Array, *, xp: Namespace) -> None:
-    """Raise unless `x` and `y` are sets of points, `y` of finite ones."""
-    for name, points in (("x", x), ("y", y)):
-        if points.ndim < 2:
-            message = f"{func}: {name} must have shape (n, d), one row per point; got {tuple(points.shape)}. Reshape it to (n, d)."
-            raise ShapeError(message)
-    _arrays.check_finite(y, func=func, name="y", xp=xp)
-
-
 def _checked_out(out: Array, shape: tuple[int, ...], dtype: DType, column: bool, like: Array, *, func: str) -> Array:
     """`out` as a matrix, or the reason why it cannot take the result."""
     wanted = shape[:-1] if column else shape
-    if type(out) is not type(like) or not _arrays.may_reuse_buffers(out) or out.dtype != dtype:
+    writable = type(out) is type(like) and _arrays.may_reuse_buffers(out) and getattr(getattr(out, "flags", None), "writeable", True)
+    if not writable or out.dtype != dtype:
         need = f"be writable memory of the library and dtype of the result ({_arrays.dtype_name(dtype)})"
         message = f"{func}: out must {need}; got {type(out).__name__} of {_arrays.dtype_name(getattr(out, 'dtype', None))}. Leave it out."
         raise DTypeError(message)
@@ -263,7 +257,8 @@ def kernel_matmul_adjoint(kernel: Any, x: Array, y: Array, u: Array, *, chunk_si
     func = "kernel_matmul_adjoint"
     xp, (sample, y, u), dtype = _arrays.prepare(func, {"x": _no_rows(x), "y": y, "u": u})
     x = x if _is_array(x) else sample
-    _check_product(func, x, y, xp=xp)
+    check_points(sample, y, func=func)
+    _arrays.check_finite(y, func=func, name="y", xp=xp)
     _factor(func, "u", "x", u, x.shape[-2])
     _arrays.check_finite(u, func=func, name="u", xp=xp)
     column = u.ndim == 1

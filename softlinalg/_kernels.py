@@ -129,7 +129,7 @@ class Matern(StationaryKernel):
     Notes
     -----
     Exact to a few units of rounding for nu = 0.5, which is computed from differences and is several times slower; by the matrix
-    product of the Gaussian kernel, with its error, for the others.
+    product of the Gaussian kernel, with its error, for the others. Zero from where exp(-a) would be subnormal.
 
     References
     ----------

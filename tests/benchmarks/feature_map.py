@@ -9,11 +9,6 @@ that is there already, and the n m exponentials in cache-sized blocks: no distan
 
 from __future__ import annotations
 
-import os
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
-
 import argparse
 import gc
 import json
