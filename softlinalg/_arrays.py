@@ -38,6 +38,7 @@ __all__ = [
     "frobenius",
     "from_numpy",
     "has_float64",
+    "host_namespace",
     "host_view",
     "is_complex",
     "is_cpu",
@@ -54,6 +55,7 @@ __all__ = [
     "real_dtype",
     "real_scalar",
     "real_trace",
+    "same_memory",
     "scale_by_power_of_two",
     "spd_inverse",
     "take_rows",
@@ -386,6 +388,20 @@ def host_view(x: Array, *, xp: Namespace) -> tuple[Array, Namespace]:
         host = to_numpy(x)
         return host, compat.array_namespace(host)
     return x, xp
+
+
+def same_memory(a: Array, b: Array) -> bool:
+    """Do two arrays of one shape, of a library with buffers, begin at the same address?"""
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+    if compat.is_torch_array(a):
+        return bool(a.data_ptr() == b.data_ptr())
+    return bool(a.data.ptr == b.data.ptr)  # CuPy
+
+
+def host_namespace() -> Namespace:
+    """NumPy's namespace, for small arrays that are kept on the host."""
+    return compat.array_namespace(np.empty(0))
 
 
 def from_numpy(x: np.ndarray[Any, Any], like: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:

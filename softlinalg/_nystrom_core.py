@@ -1,0 +1,404 @@
+r"""The factorisation behind the Nystrom approximation: F = C M with F F^T = C W^+ C^T, and one pass over the rows that measures it.
+
+C = k(X, L) is n x m and is never held, W = k(L, L) is m x m. The whitening map M = V_r Lambda_r^(-1/2) keeps the
+eigenpairs of W above a cut-off relative to the largest one. Everything of size m x m or r x r is float64; the features F
+have the dtype of the data. docs/theory/nystrom.md has the theorems and the reasons for the constants below.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from softlinalg import _arrays
+from softlinalg._kernels import kernel_matmul
+from softlinalg._typing import Array, DType, Namespace
+from softlinalg.errors import DTypeError, NonFiniteError, NumericalError, ParameterError, ResourceError, ShapeError
+
+__all__ = [
+    "CUT_OFF",
+    "FeatureMap",
+    "RowStore",
+    "Summary",
+    "Whitening",
+    "Wide",
+    "check_rows",
+    "kernel_diagonal",
+    "optional_count",
+    "progress_bar",
+    "row_spans",
+    "summarize",
+    "whiten",
+]
+
+CUT_OFF = {"float32": 1e-8, "float64": 1e-13}
+"""Eigenvalues of W below this share of the largest one are dropped. Rounding of size u in C becomes u / sqrt(eigenvalue)
+in the features, so the cut-off goes with the precision in which C is computed; both are the smallest ones measured at
+which no row is explained by more than rounding above its own kernel value."""
+
+SLAB_BYTES = 2**22
+"""float64 memory of the rows that one step of a pass looks at (4 MiB: they stay in the cache)."""
+
+DEVICE_SLAB_BYTES = 2**26
+"""The same for devices and libraries without buffers, where a call costs more than its arithmetic."""
+
+ROW_SLACK = 10.0
+"""How many times its estimated rounding a row may be explained beyond its kernel value before the factorisation counts as broken."""
+
+FAR_ROW_SLACK = 100.0
+"""Rounding units of the kernel value allowed besides: far rows have small but relatively inaccurate kernel values."""
+
+
+class Wide:
+    """float64 arithmetic beside the data: on its device where that has float64, on the host where it has not.
+
+    Parameters
+    ----------
+    like : array
+        An array of the library and device of the data.
+    """
+
+    def __init__(self, like: Array, *, xp: Namespace) -> None:
+        self.on_device = _arrays.has_float64(like, xp=xp)
+        self._like, self._xp = like, xp
+        self.xp = xp if self.on_device else _arrays.host_namespace()
+        self.dtype: DType = self.xp.float64
+
+    def widen(self, a: Array) -> Array:
+        """`a` in float64."""
+        return self.xp.astype(a if self.on_device else _arrays.to_numpy(a), self.dtype, copy=False)
+
+    def narrow(self, a: Array, dtype: DType) -> Array:
+        """A float64 array back in the library of the data, as `dtype`."""
+        if self.on_device:
+            return self._xp.astype(a, dtype, copy=False)
+        return _arrays.from_numpy(_arrays.to_numpy(a), self._like, xp=self._xp, dtype=dtype)
+
+    def zeros(self, *shape: int) -> Array:
+        """Zeros in float64."""
+        like = self._like if self.on_device else _arrays.to_numpy(self._like)
+        return _arrays.zeros_like_shape(shape, like, xp=self.xp, dtype=self.dtype)
+
+
+# ------------------------------------------------------------------------------------------------ the core
+class Whitening(NamedTuple):
+    """What `whiten` returns."""
+
+    map: Array
+    """M, shape (m, r), float64."""
+    eigenvalues: Array
+    """Eigenvalues of W that were kept, shape (r,), float64, falling."""
+
+
+def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> Whitening:
+    r"""The map M = V_r Lambda_r^(-1/2) for which C M M^T C^T = C W^+ C^T, W truncated at a relative cut-off.
+
+    Parameters
+    ----------
+    w : array, shape (m, m), float64
+        Kernel matrix of the landmarks.
+    rtol : float
+        Eigenvalues at or below rtol times the largest are dropped.
+    noise : float
+        Relative rounding of the entries of `w`. Rounding of that size moves eigenvalues by up to about
+        sqrt(m) * noise * max diag(w), so nothing below that is kept either.
+
+    Raises
+    ------
+    NonFiniteError
+        The kernel gave NaN or infinity.
+    NumericalError
+        W has an eigenvalue that is negative beyond rounding: the kernel is not positive semi-definite.
+    """
+    m = w.shape[-1]
+    if not bool(xp.all(xp.isfinite(w))):
+        message = f"{func}: kernel must give finite values; got NaN or infinity among the landmarks. Check its length scale and the data."
+        raise NonFiniteError(message)
+    values, vectors = xp.linalg.eigh((w + xp.matrix_transpose(w)) / 2)
+    values, vectors = xp.flip(values), xp.flip(vectors, axis=-1)
+    largest, smallest = (float(v) for v in (values[0], values[-1]))
+    spread = math.sqrt(m) * noise * float(xp.max(xp.abs(xp.linalg.diagonal(w))))
+    cut = max(rtol * largest, spread, 0.0)
+    if smallest < -10 * max(cut, 4 * m * _arrays.eps(w.dtype) * abs(smallest)):
+        message = (
+            f"{func}: kernel must be positive semi-definite; got an eigenvalue of {smallest:.3g} beside {largest:.3g} among {m} landmarks. "
+            "Choose another kernel."
+        )
+        raise NumericalError(message)
+    rank = int(xp.sum(xp.astype(values > cut, xp.int64)))
+    kept = values[:rank]
+    return Whitening(_with_fixed_signs(vectors[:, :rank], xp=xp) / xp.sqrt(kept), kept)
+
+
+def _with_fixed_signs(vectors: Array, *, xp: Namespace) -> Array:
+    """Columns turned so that their largest entry is positive: features have the same signs on every library."""
+    if vectors.shape[-1] == 0:
+        return vectors
+    places = xp.argmax(xp.abs(vectors), axis=0)
+    index = xp.arange(vectors.shape[0], dtype=places.dtype, device=_arrays.device_of(vectors))
+    largest = xp.sum(xp.where(index[:, None] == places[None, :], vectors, xp.zeros_like(vectors)), axis=0)
+    return vectors * xp.where(largest < 0, -xp.ones_like(largest), xp.ones_like(largest))
+
+
+# -------------------------------------------------------------------------------------------- the features
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FeatureMap:
+    """x -> k(x, landmarks) M, a block of rows at a time.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    landmarks : array, shape (m, d)
+        In the dtype of the data.
+    map : array, shape (m, r)
+        M in float64 (`Wide`).
+    dtype : dtype
+        Of the features: that of the data, float32 for the half precisions.
+    in_float64 : bool
+        Compute kernel values and products in float64 and round at the end.
+    chunk_size : int or None
+        Rows per block of kernel values.
+    """
+
+    kernel: Any
+    landmarks: Array
+    map: Array
+    dtype: DType
+    in_float64: bool
+    chunk_size: int | None
+    wide: Wide
+    xp: Namespace
+
+    def __post_init__(self) -> None:
+        dtype = self.xp.float64 if self.in_float64 else self.dtype
+        object.__setattr__(self, "_landmarks", self.xp.astype(self.landmarks, dtype, copy=False))
+        object.__setattr__(self, "_factor", self.wide.narrow(self.map, dtype))
+
+    @property
+    def rank(self) -> int:
+        """Number of features."""
+        return int(self.map.shape[-1])
+
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """Features of the rows of `x`, shape (b, r); into `out` where it is given."""
+        xp, landmarks, factor = self.xp, self._landmarks, self._factor  # type: ignore[attr-defined]
+        if self.rank == 0:
+            features = _arrays.zeros_like_shape((x.shape[0], 0), landmarks, xp=xp, dtype=self.dtype)
+        elif self.in_float64:
+            # A user's kernel may not mix types, so the rows are widened here.
+            rows = xp.astype(x, xp.float64, copy=False)
+            features = xp.astype(kernel_matmul(self.kernel, rows, landmarks, factor, chunk_size=self.chunk_size), self.dtype, copy=False)
+        else:
+            return kernel_matmul(self.kernel, x, landmarks, factor, chunk_size=self.chunk_size, out=out)
+        if out is None:
+            return features
+        out[...] = features
+        return out
+
+
+def row_spans(n: int, width: int, like: Array, chunk_size: int | None = None) -> list[tuple[int, int]]:
+    """First and last row + 1 of the slabs in which a pass walks over n rows with `width` float64 numbers each."""
+    reusable = _arrays.may_reuse_buffers(like) and _arrays.is_cpu(like)
+    step = max(256, (SLAB_BYTES if reusable else DEVICE_SLAB_BYTES) // (8 * max(width, 1)))
+    step = step if chunk_size is None else max(1, min(step, chunk_size))
+    return [(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+class RowStore:
+    """An array that is filled a block of rows at a time: written in place where the library allows it, else joined at the end.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    like : array
+        Library and device.
+    dtype : dtype
+    func : str
+        Name of the public function, for messages.
+
+    Raises
+    ------
+    ResourceError
+        There is not enough memory.
+    """
+
+    def __init__(self, shape: tuple[int, ...], like: Array, dtype: DType, *, func: str, xp: Namespace) -> None:
+        self._shape, self._like, self._dtype, self._xp = shape, like, dtype, xp
+        self._parts: list[Array] = []
+        self._array: Array | None = None
+        if not _arrays.may_reuse_buffers(like):
+            return
+        try:
+            self._array = _arrays.empty_like_shape(shape, like, xp=xp, dtype=dtype)
+        except (MemoryError, RuntimeError) as error:
+            need = math.prod(shape) * (4 if _arrays.eps(dtype) > 2.0**-50 else 8)
+            message = f"{func}: the result must fit in memory; got a need of {need / 1e9:.3g} GB. Ask for fewer columns or a lower rank."
+            raise ResourceError(message, need, None) from error
+
+    def slot(self, start: int, stop: int) -> Array | None:
+        """The memory of these rows, or None where the library cannot write into it."""
+        return None if self._array is None else self._array[start:stop, ...]
+
+    def put(self, start: int, stop: int, block: Array) -> None:
+        """Keep a block; blocks come in order. One that was written into its slot is already there."""
+        slot = self.slot(start, stop)
+        if slot is None:
+            self._parts.append(self._xp.astype(block, self._dtype, copy=False))
+        elif not _arrays.same_memory(slot, block):
+            slot[...] = block
+
+    def result(self) -> Array:
+        """The array, when all rows are there."""
+        if self._array is not None:
+            return self._array
+        if not self._parts:
+            return _arrays.zeros_like_shape(self._shape, self._like, xp=self._xp, dtype=self._dtype)
+        return self._parts[0] if len(self._parts) == 1 else self._xp.concat(self._parts, axis=0)
+
+
+# -------------------------------------------------------------------------------------------- measuring it
+class Summary(NamedTuple):
+    """What one pass over the rows tells of an approximation F F^T of K."""
+
+    trace: float
+    """tr(K)."""
+    trace_error: float
+    """tr(K - F F^T), of the features as they are stored; below zero only by rounding."""
+    floor: float
+    """Rounding floor of `trace_error`."""
+    broken_rows: int
+    """Rows explained by more than rounding beyond their kernel value."""
+    eigenvalues: Array
+    """Eigenvalues of F F^T, shape (r,), falling, float64."""
+    rotation: Array
+    """Eigenvectors of F^T F in that order, shape (r, r), float64."""
+
+
+def summarize(
+    blocks: Iterable[tuple[int, int, Array]],
+    diagonal: Callable[[int, int], Array],
+    rank: int,
+    kept: Array | None,
+    *,
+    unit: float,
+    stored_unit: float,
+    func: str,
+    wide: Wide,
+) -> Summary:
+    r"""Exact trace error, its rounding floor and the spectrum of F F^T, from the features block by block.
+
+    Parameters
+    ----------
+    blocks : iterable of (start, stop, features)
+    diagonal : callable
+        diagonal(start, stop) gives k(x_i, x_i) for these rows.
+    rank : int
+        Columns of the features.
+    kept : array, shape (rank,), or None
+        The eigenvalues of W by which the features were scaled. None where they were rotated since: floor and broken rows
+        are then not looked for.
+    unit, stored_unit : float
+        Rounding of kernel values and products, and of the features as stored.
+    """
+    xp = wide.xp
+    gram, zero = wide.zeros(rank, rank), wide.zeros(1)
+    trace, error, floor, broken = zero, zero, zero, zero
+    for start, stop, features in blocks:
+        f = wide.widen(features)
+        gram = gram + xp.matrix_transpose(f) @ f
+        squares = f * f
+        k_ii = wide.widen(diagonal(start, stop))
+        explained = xp.sum(squares, axis=-1)
+        trace = trace + xp.sum(k_ii)
+        error = error + xp.sum(k_ii - explained)
+        if kept is not None:
+            rounding = stored_unit * explained + _row_rounding(squares, xp.abs(k_ii), kept, unit, xp=xp)
+            slack = ROW_SLACK * rounding + FAR_ROW_SLACK * unit * xp.abs(k_ii)
+            floor = floor + xp.sum(rounding)
+            broken = broken + xp.sum(xp.astype(~(k_ii - explained >= -slack), wide.dtype))  # NaN counts as broken
+    totals = tuple(float(total[0]) for total in (trace, error, floor, broken))
+    if not math.isfinite(totals[0]):
+        message = f"{func}: kernel must give finite values; got a trace of {totals[0]}. Check kernel.diagonal and the data."
+        raise NonFiniteError(message)
+    if rank == 0 or not math.isfinite(totals[1]):
+        return Summary(totals[0], totals[1], totals[2], int(totals[3]), wide.zeros(rank), gram)
+    values, rotation = xp.linalg.eigh(gram)
+    values = xp.flip(values)
+    values = xp.where(values > 0, values, xp.zeros_like(values))
+    return Summary(totals[0], totals[1], totals[2], int(totals[3]), values, _with_fixed_signs(xp.flip(rotation, axis=-1), xp=xp))
+
+
+def _row_rounding(squares: Array, diagonal: Array, kept: Array, unit: float, *, xp: Namespace) -> Array:
+    r"""Estimate of the rounding error of |F_i|^2, shape (b,).
+
+    A perturbation e of row C_i changes |F_i|^2 = C_i W^+ C_i^T by 2 e W^+ C_i^T + e W^+ e^T. The first term is at most
+    2 unit |C_i| |W^+ C_i^T|, both norms being weighted sums of the squared features; for the second, e W^+ e^T is about
+    unit^2 tr(W^+) times the kernel value.
+    """
+    weights = xp.stack([kept, 1 / kept], axis=-1)  # (r, 2)
+    sums = squares @ weights
+    second = 16 * unit * unit * float(xp.sum(1 / kept))
+    return 2 * unit * xp.sqrt(sums[:, 0] * sums[:, 1]) + second * diagonal
+
+
+def kernel_diagonal(kernel: Any, x: Array, *, func: str) -> Array:
+    """k(x_i, x_i) for each row, checked to be one number per row."""
+    values = kernel.diagonal(x)
+    if tuple(values.shape) != (x.shape[0],):
+        got = tuple(values.shape)
+        message = f"{func}: kernel.diagonal(x) must have shape ({x.shape[0]},); got {got}. Return one value per row."
+        raise ShapeError(message)
+    return values
+
+
+def progress_bar(total: int, description: str, *, shown: bool) -> AbstractContextManager[Callable[[int], Any]]:
+    """A context whose value is called with the rows done: a bar with rows per second, or nothing."""
+    if not shown:
+        return nullcontext(lambda _: None)
+    from tqdm.auto import tqdm  # imported late: `import softlinalg` stays quick
+
+    return _Bar(tqdm(total=total, desc=description, unit=" rows", unit_scale=True))
+
+
+class _Bar:
+    """Closes the bar, and counts through it."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def __enter__(self) -> Callable[[int], Any]:
+        return self.bar.update  # type: ignore[no-any-return]
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+def check_rows(x: Array, *, func: str) -> None:
+    """Raise unless `x` is a set of points (n, d) with numbers in it."""
+    if _arrays.is_traced(x):
+        message = f"{func}: x must hold numbers; got a traced array. Approximate outside jit, vmap and compile."
+        raise DTypeError(message)
+    if x.ndim != 2 or 0 in x.shape:
+        message = f"{func}: x must have shape (n, d) with n, d >= 1; got {tuple(x.shape)}. Pass one point per row."
+        raise ShapeError(message)
+
+
+def optional_count(value: Any, *, func: str, name: str, maximum: int | None = None) -> int | None:
+    """None or an int from 1 to `maximum`; numbers with a fraction are refused, not rounded."""
+    if value is None:
+        return None
+    allowed = "a whole number >= 1" if maximum is None else f"a whole number from 1 to {maximum}"
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        message = f"{func}: {name} must be {allowed}; got {type(value).__name__}. Pass an int."
+        raise ParameterError(message) from error
+    if isinstance(value, bool) or number < 1 or (maximum is not None and number > maximum):
+        message = f"{func}: {name} must be {allowed}; got {str(value)[:40]}. Choose one in that range."
+        raise ParameterError(message)
+    return number

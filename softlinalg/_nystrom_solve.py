@@ -1,0 +1,132 @@
+r"""Linear systems with F F^T + ridge I, F tall and thin, in float64 whatever the dtype of F.
+
+With F^T F = U diag(g) U^T, Woodbury's identity reads (F F^T + ridge I)^-1 b = (b - F U diag(1 / (g + ridge)) U^T F^T b) / ridge.
+It subtracts nearly equal numbers where g >> ridge: in float32 the backward error of the result would be u g_1 / ridge. In
+float64, with one or two steps of refinement, it is that of rounding the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from softlinalg import _arrays
+from softlinalg._nystrom_core import RowStore, Wide
+from softlinalg._typing import Array
+from softlinalg.errors import NumericalError
+
+__all__ = ["preconditioner_core", "ridge_solve"]
+
+MAX_REFINEMENTS = 8
+"""Each step divides the error by about ridge / (u g_1) in float64; two are usual."""
+
+Blocks = Callable[[], Iterator[tuple[int, int, Array]]]
+"""Called anew for each pass over the rows: yields (start, stop, features)."""
+
+
+def ridge_solve(
+    blocks: Blocks, b: Array, eigenvalues: Array, rotation: Array, ridge: float, *, unit: float, func: str, wide: Wide
+) -> Array:
+    """Solve (F F^T + ridge I) y = b.
+
+    Parameters
+    ----------
+    blocks : callable
+        A pass over F, shape (n, r).
+    b : array, shape (n, k), float64 (`Wide`)
+    eigenvalues, rotation : arrays, shapes (r,), (r, r), float64
+        Of F^T F.
+    ridge : float
+        Positive.
+    unit : float
+        Rounding of the dtype in which the result is wanted.
+
+    Returns
+    -------
+    array, shape (n, k), float64
+
+    Raises
+    ------
+    NumericalError
+        The ridge is too small beside the largest eigenvalue to be told from rounding.
+
+    Notes
+    -----
+    Two passes over F per step of refinement, and two before the first.
+    """
+    xp = wide.xp
+    norm = float(xp.max(eigenvalues)) + ridge if eigenvalues.shape[0] else ridge
+
+    def core(t: Array) -> Array:
+        return rotation @ ((xp.matrix_transpose(rotation) @ t) / (eigenvalues + ridge)[:, None])
+
+    def corrected(y: Array | None, rest: Array, t: Array) -> tuple[Array, Array]:
+        """y + the solution for the right-hand side `rest`, with t = F^T rest; and F^T of the sum."""
+        coefficients, w = core(t), xp.zeros_like(t)
+        store = RowStore(tuple(b.shape), b, wide.dtype, func=func, xp=xp)
+        for start, stop, features in blocks():
+            f = wide.widen(features)
+            part = (rest[start:stop, :] - f @ coefficients) / ridge
+            part = part if y is None else y[start:stop, :] + part
+            store.put(start, stop, part)
+            w = w + xp.matrix_transpose(f) @ part
+        return store.result(), w
+
+    def residual(y: Array, w: Array) -> tuple[Array, Array, float]:
+        """b - A y, F^T of it, and the backward error of y; w = F^T y."""
+        t = xp.zeros_like(w)
+        store = RowStore(tuple(b.shape), b, wide.dtype, func=func, xp=xp)
+        for start, stop, features in blocks():
+            f = wide.widen(features)
+            part = b[start:stop, :] - f @ w - ridge * y[start:stop, :]
+            store.put(start, stop, part)
+            t = t + xp.matrix_transpose(f) @ part
+        rest = store.result()
+        return rest, t, _backward_error(rest, y, b, norm, xp=xp)
+
+    t = xp.zeros_like(rotation[:, :1] * b[:1, :])
+    for start, stop, features in blocks():
+        t = t + xp.matrix_transpose(wide.widen(features)) @ b[start:stop, :]
+    y, w = corrected(None, b, t)
+    rest, t, error = residual(y, w)
+    for _ in range(MAX_REFINEMENTS):
+        if error <= 4 * _arrays.eps(wide.dtype):
+            break
+        better, w = corrected(y, rest, t)
+        rest, t, new_error = residual(better, w)
+        if not new_error < error:
+            break
+        y, error = better, new_error
+    if not error <= 16 * unit:
+        message = (
+            f"{func}: ridge must be large enough beside the largest eigenvalue, {norm:.3g}; got {ridge:.3g}, and a backward error of "
+            f"{error:.2g}. Pass a ridge of at least {norm * 16 * _arrays.eps(wide.dtype):.1g}."
+        )
+        raise NumericalError(message)
+    return y
+
+
+def _backward_error(rest: Array, y: Array, b: Array, norm: float, *, xp: Any) -> float:
+    """Largest over the columns of |rest| / (norm |y| + |b|), in the maximum norm: nothing overflows."""
+    if b.shape[0] == 0 or b.shape[1] == 0:
+        return 0.0
+    size = norm * xp.max(xp.abs(y), axis=0) + xp.max(xp.abs(b), axis=0)
+    ratio = xp.max(xp.abs(rest), axis=0) / xp.where(size > 0, size, xp.ones_like(size))
+    return float(xp.max(ratio))
+
+
+def preconditioner_core(eigenvalues: Array, rotation: Array, ridge: float, *, wide: Wide) -> Array:
+    r"""The matrix S, shape (r, r), for which P^-1 = I + F S F^T is the Nystrom preconditioner.
+
+    Frangella, Tropp & Udell (2023) give P^-1 = (g_r + ridge) V (diag(g) + ridge I)^-1 V^T + (I - V V^T), where V = F U g^(-1/2)
+    are the eigenvectors of the approximation and g_r its smallest eigenvalue. Directions whose eigenvalue is rounding are
+    left out of V.
+    """
+    xp = wide.xp
+    if eigenvalues.shape[0] == 0:
+        return rotation
+    usable = eigenvalues > eigenvalues.shape[0] * _arrays.eps(wide.dtype) * xp.max(eigenvalues)
+    smallest = xp.min(xp.where(usable, eigenvalues, xp.full_like(eigenvalues, float("inf"))))
+    safe = xp.where(usable, eigenvalues, xp.ones_like(eigenvalues))
+    weights = xp.where(usable, (smallest - safe) / (safe * (safe + ridge)), xp.zeros_like(safe))
+    return (rotation * weights) @ xp.matrix_transpose(rotation)
