@@ -1,8 +1,10 @@
 """Time of the feature map k(x, landmarks) @ whitening, against scikit-learn's Nystroem and against the arithmetic it cannot avoid.
 
 One thread. In each round every contestant runs once, in a new random order; the figures are medians over rounds of ratios
-within a round, with their quartiles. "Limit" is the two matrix products n x d x m and n x m x m as one call each into memory
-that is there already, and the n m exponentials in cache-sized blocks: no distance, no norm, no allocation.
+within a round, with their quartiles, of wall time and of processor time (which does not count the time that other processes
+of a shared machine take). "Limit" is the two matrix products n x d x m and n x m x m as one call each into memory that is
+there already, and the n m exponentials in cache-sized blocks: no distance, no norm, no allocation. The triangular whitening
+spans the same features up to a rotation (RQ factorization), and half of its products are skipped.
 
     python tests/benchmarks/feature_map.py [--rows 40000] [--features 32] [--landmarks 256] [--rounds 15] [--json FILE]
 """
@@ -22,16 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.linalg import rq
 from sklearn.kernel_approximation import Nystroem
 from threadpoolctl import threadpool_limits
 
 from softlinalg._kernels import Gaussian, default_chunk_size, kernel_matmul
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+
+def seconds(work: Callable[[], Any]) -> dict[str, float]:
+    start = {name: clock() for name, clock in CLOCKS.items()}
     work()
-    return time.perf_counter() - start
+    return {name: clock() - start[name] for name, clock in CLOCKS.items()}
 
 
 def whitening_of(core: np.ndarray) -> np.ndarray:
@@ -48,6 +53,8 @@ def contestants(n: int, d: int, m: int, dtype: str, length_scale: float) -> dict
     landmarks = sklearn_map.components_.astype(dtype)
     kernel = Gaussian(length_scale)
     whitening = whitening_of(kernel(landmarks))
+
+    triangular = np.ascontiguousarray(rq(whitening.astype(np.float64), mode="r").astype(dtype))
 
     ours, theirs = kernel_matmul(kernel, x, landmarks, whitening), sklearn_map.transform(x)
     difference = float(np.max(np.abs((ours.astype(np.float64) @ ours[:50].T) - theirs.astype(np.float64) @ theirs[:50].T)))
@@ -69,6 +76,7 @@ def contestants(n: int, d: int, m: int, dtype: str, length_scale: float) -> dict
         "limit": limit,
         "ours": lambda: kernel_matmul(kernel, x, landmarks, whitening),
         "ours into memory that is there": lambda: kernel_matmul(kernel, x, landmarks, whitening, out=out),
+        "ours, triangular whitening": lambda: kernel_matmul(kernel, x, landmarks, triangular),
         "scikit-learn": lambda: sklearn_map.transform(x),
     }
 
@@ -103,13 +111,15 @@ def peak_resident(work: Callable[[], Any]) -> int:
 
 def measure(n: int, d: int, m: int, dtype: str, rounds: int, length_scale: float) -> dict[str, Any]:
     work = contestants(n, d, m, dtype, length_scale)
-    order, times = np.random.default_rng(1), {name: [] for name in work}
+    order = np.random.default_rng(1)
+    times: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in work} for clock in CLOCKS}
     for step in range(rounds + 1):
         for index in order.permutation(len(work)):
             name = list(work)[index]
             elapsed = seconds(work[name])
             if step:  # the first round warms up
-                times[name].append(elapsed)
+                for clock in CLOCKS:
+                    times[clock][name].append(elapsed[clock])
 
     tracemalloc.start()
     result = work["ours"]()
@@ -118,21 +128,25 @@ def measure(n: int, d: int, m: int, dtype: str, rounds: int, length_scale: float
     output = result.nbytes
     del result
     resident = peak_resident(work["ours"])
-    ratio = {
-        "scikit-learn / ours": [a / b for a, b in zip(times["scikit-learn"], times["ours"], strict=True)],
-        "limit / ours": [a / b for a, b in zip(times["limit"], times["ours"], strict=True)],
-        "limit / ours into memory that is there": [
-            a / b for a, b in zip(times["limit"], times["ours into memory that is there"], strict=True)
-        ],
-    }
+    pairs = [
+        ("scikit-learn", "ours"),
+        ("scikit-learn", "ours, triangular whitening"),
+        ("limit", "ours"),
+        ("limit", "ours into memory that is there"),
+    ]
     return {
         "rows": n,
         "features": d,
         "landmarks": m,
         "dtype": dtype,
         "rounds": rounds,
-        "milliseconds": {name: quartiles([1e3 * t for t in values]) for name, values in times.items()},
-        "ratios": {name: quartiles(values) for name, values in ratio.items()},
+        "clocks": {
+            clock: {
+                "milliseconds": {name: quartiles([1e3 * t for t in values]) for name, values in of.items()},
+                "ratios": {f"{a} / {b}": quartiles([p / q for p, q in zip(of[a], of[b], strict=True)]) for a, b in pairs},
+            }
+            for clock, of in times.items()
+        },
         "peak_memory_over_output": {"tracemalloc": traced / output, "resident": resident / output},
     }
 
@@ -154,11 +168,12 @@ def main() -> None:
             found = measure(options.rows, options.features, options.landmarks, dtype, options.rounds, length_scale)
             results.append(found)
             print(f"\n{dtype}, n = {found['rows']}, d = {found['features']}, m = {found['landmarks']}, {found['rounds']} rounds")
-            for name, values in found["milliseconds"].items():
-                spread = f"{values['lower_quartile']:.1f} .. {values['upper_quartile']:.1f}"
-                print(f"  {name:42s}{values['median']:9.1f} ms   ({spread})")
-            for name, values in found["ratios"].items():
-                print(f"  {name:42s}{values['median']:9.2f}      ({values['lower_quartile']:.2f} .. {values['upper_quartile']:.2f})")
+            for clock, figures in found["clocks"].items():
+                print(f"  {clock} time")
+                for name, values in figures["milliseconds"].items():
+                    print(f"    {name:44s}{values['median']:8.1f} ms  ({values['lower_quartile']:.1f} .. {values['upper_quartile']:.1f})")
+                for name, values in figures["ratios"].items():
+                    print(f"    {name:44s}{values['median']:8.2f}     ({values['lower_quartile']:.2f} .. {values['upper_quartile']:.2f})")
             for name, value in found["peak_memory_over_output"].items():
                 print(f"  peak memory / output, {name:20s}{value:9.3f}")
     if options.json:
