@@ -142,7 +142,8 @@ def kernel_matmul(kernel: Any, x: Array, y: Array, v: Array, *, chunk_size: int 
     chunk_size : int, optional
         Rows per block. Default: as many as keep the block in the cache.
     out : array, shape (n, k) or (n,), optional
-        Memory for the result, where the library can write into it; not shared with an input. Its content is undefined after an error.
+        Memory for the result, in NumPy, CuPy and PyTorch outside autograd; not shared with an input. Its content is undefined
+        after an error.
 
     Returns
     -------
@@ -171,13 +172,15 @@ def kernel_matmul(kernel: Any, x: Array, y: Array, v: Array, *, chunk_size: int 
     factor = xp.astype(v[:, None] if column else v, compute, copy=False)
     blocks = iter_kernel_blocks(kernel, x, xp.astype(y, dtype, copy=False), chunk_size=chunk_size, xp=xp, func=func)
     shape = (*x.shape[:-2], x.shape[-2], factor.shape[-1])
-    if out is None and not (x.ndim == 2 and factor.ndim == 2 and _arrays.may_reuse_buffers(sample, y, v)):
+    in_place = x.ndim == 2 and y.ndim == 2 and factor.ndim == 2 and _arrays.may_reuse_buffers(sample, y, v)
+    if out is not None:
+        result = _checked_out(out, shape, dtype, column, v if in_place else None, func=func)
+    elif in_place:
+        result = _arrays.empty_like_shape(shape, v, xp=xp, dtype=dtype)
+    else:
         parts = [xp.astype(xp.astype(block, compute, copy=False) @ factor, dtype, copy=False) for _, _, block in blocks]
         result = xp.concat(parts, axis=-2) if parts else _arrays.zeros_like_shape(shape, v, xp=xp, dtype=dtype)
         return result[..., 0] if column else result
-    result = (
-        _arrays.empty_like_shape(shape, v, xp=xp, dtype=dtype) if out is None else _checked_out(out, shape, dtype, column, v, func=func)
-    )
     spans = _column_spans(factor, xp=xp)
     for start, stop, block in blocks:
         for columns, rows in spans:
@@ -204,14 +207,19 @@ def _column_spans(factor: Array, *, xp: Namespace) -> list[tuple[slice, slice]]:
     return spans if work < 0.9 * m * k else whole
 
 
-def _checked_out(out: Array, shape: tuple[int, ...], dtype: DType, column: bool, like: Array, *, func: str) -> Array:
-    """`out` as a matrix, or the reason why it cannot take the result."""
-    wanted = shape[:-1] if column else shape
+def _checked_out(out: Array, shape: tuple[int, ...], dtype: DType, column: bool, like: Array | None, *, func: str) -> Array:
+    """`out` as a matrix, or the reason why it cannot take the result; `like` is None where the product must make new arrays."""
+    if like is None:
+        message = (
+            f"{func}: out must be None for batches and for arrays that are traced, differentiated or immutable; got one. Leave it out."
+        )
+        raise ParameterError(message)
     writable = type(out) is type(like) and _arrays.may_reuse_buffers(out) and getattr(getattr(out, "flags", None), "writeable", True)
     if not writable or out.dtype != dtype:
         need = f"be writable memory of the library and dtype of the result ({_arrays.dtype_name(dtype)})"
         message = f"{func}: out must {need}; got {type(out).__name__} of {_arrays.dtype_name(getattr(out, 'dtype', None))}. Leave it out."
         raise DTypeError(message)
+    wanted = shape[:-1] if column else shape
     if tuple(out.shape) != wanted:
         message = f"{func}: out must have shape {wanted}; got {tuple(out.shape)}. Allocate it anew, or leave it out."
         raise ShapeError(message)

@@ -291,9 +291,14 @@ def test_memory_that_cannot_take_the_result_is_refused():
     frozen.setflags(write=False)
     with pytest.raises(DTypeError, match="out must be writable memory"):
         kernel_matmul(Gaussian(), x, y, v, out=frozen)
-    jnp = pytest.importorskip("jax.numpy")
-    with pytest.raises(DTypeError, match="out must be writable memory"):
+    none = r"out must be None for batches and for arrays that are traced, differentiated or immutable; got one\. Leave it out"
+    with pytest.raises(ParameterError, match=none):
+        kernel_matmul(Gaussian(), x[None], y, v, out=np.empty((1, 50, 4)))
+    jnp, torch = pytest.importorskip("jax.numpy"), pytest.importorskip("torch")
+    with pytest.raises(ParameterError, match=none):
         kernel_matmul(Gaussian(), *map(jnp.asarray, (x, y, v)), out=jnp.zeros((50, 4)))
+    with pytest.raises(ParameterError, match=none):
+        kernel_matmul(Gaussian(), torch.tensor(x, requires_grad=True), torch.tensor(y), torch.tensor(v), out=torch.empty(50, 4).double())
 
 
 @pytest.mark.parametrize("kernel", KERNELS, **names)

@@ -335,6 +335,24 @@ def test_float32_far_pairs_use_float64_and_very_far_ones_differences():
     assert np.allclose(Gaussian()(x, x.copy()), expected, rtol=0, atol=1e-7)
 
 
+def test_far_pairs_are_right_where_the_library_has_no_float64():
+    jax = pytest.importorskip("jax")
+    x = np.array([[0.0, 0.0], [2.0**12, 0.0], [2.0**12 + 1, 0.0], [2.0**20, 1.0], [2.0**20, 0.0]], dtype=np.float32)
+    with jax.enable_x64(False):
+        values = np.asarray(Gaussian()(jax.numpy.asarray(x)))
+    assert values.dtype == np.float32
+    assert np.allclose(values, Gaussian()(x), rtol=0, atol=1e-6)
+
+
+def test_weights_that_are_not_finite_stay_so_in_the_gradient():
+    g = np.ones((3, 3))
+    g[0, 1] = np.nan
+    dx, dy = Gaussian().vjp(np.eye(3), np.eye(3) + 0.5, g)
+    assert np.isnan(dx[0]).all()
+    assert np.isfinite(dx[1:]).all()
+    assert np.isnan(dy[1]).all()
+
+
 def test_matern_half_keeps_its_digits_where_points_nearly_coincide():
     x = np.array([[3.0, 4.0]])
     y = x + np.array([[1e-9, 0.0]])
