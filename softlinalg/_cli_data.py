@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,7 +253,12 @@ def _read_csv(path: Path, options: DataOptions) -> tuple[Any, tuple[str, ...]]:
         names = list(map(str, pandas.read_csv(path, nrows=0, **shape).columns if header else range(first.shape[1])))
         chosen = _chosen(str(path), tuple(names), options)
         notes += tuple(NAMELESS.format(name=name) for name in chosen if name.startswith("Unnamed: "))
-        frame = pandas.read_csv(path, header=0 if header else None, names=None if header else names, usecols=list(chosen), **shape)
+        # All columns, although some are dropped: with usecols, or an index column, pandas cuts rows that are too long
+        # without a word; like this it raises, or warns, and the warning is raised.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            frame = pandas.read_csv(path, header=0 if header else None, names=None if header else names, index_col=False, **shape)
+        frame.columns = names
     return frame[list(chosen)], notes
 
 
@@ -277,7 +283,7 @@ def _check_numeric(label: str, frame: Any) -> None:
     pandas = importlib.import_module("pandas")
     types = pandas.api.types
     bad = [name for name in frame.columns if not types.is_numeric_dtype(frame[name]) or types.is_complex_dtype(frame[name])]
-    if not bad:
+    if not bad or len(frame) == 0:  # no rows: no types either, and another message
         return
     column = frame[bad[0]]
     where = ""
@@ -300,6 +306,8 @@ class _Summary:
     """Number of values per column that are not finite."""
     incomplete: int
     """Rows with such a value."""
+    infinite: bool
+    """Is infinity among them?"""
     low: np.ndarray[Any, Any]
     high: np.ndarray[Any, Any]
     mean: np.ndarray[Any, Any]
@@ -308,7 +316,7 @@ class _Summary:
 
 
 def tidy(source: Source, options: DataOptions) -> Matrix:
-    """Handle missing values, standardise, convert: the same for every kind of file.
+    """Handle missing values, standardize, convert: the same for every kind of file.
 
     Parameters
     ----------
@@ -322,7 +330,7 @@ def tidy(source: Source, options: DataOptions) -> Matrix:
     Raises
     ------
     CommandError
-        No rows, values missing without leave, columns that cannot be standardised.
+        No rows, values missing without leave, columns that cannot be standardized.
     """
     if source.rows == 0:
         message = f"{source.label}: has no rows"
@@ -341,7 +349,7 @@ def tidy(source: Source, options: DataOptions) -> Matrix:
         constant = [name for j, name in enumerate(source.columns) if j not in set(keep.tolist())]
         if constant:
             notes.append(f"Left out as constant: {', '.join(constant[:12])}{', ...' if len(constant) > 12 else ''}.")
-        notes.append("Each column was standardised to mean 0 and deviation 1.")
+        notes.append("Each column was standardized to mean 0 and deviation 1.")
     x = np.empty((int(summary.kept.sum()), len(keep)), dtype=dtype)
     position = 0
     for start, stop, block in source.blocks():
@@ -359,13 +367,14 @@ def _summarize(source: Source, *, drop: bool) -> _Summary:
     kept = np.ones(source.rows, dtype=bool)
     missing, count = np.zeros(d, dtype=np.int64), np.zeros(d, dtype=np.int64)
     low, high, total = np.full(d, math.inf), np.full(d, -math.inf), np.zeros(d)
-    incomplete = 0
+    incomplete, infinite = 0, False
     with np.errstate(over="ignore", invalid="ignore"):
         for start, stop, block in source.blocks():
             finite = np.isfinite(block)
             complete = finite.all(axis=1)
             incomplete += int((~complete).sum())
             missing += (~finite).sum(axis=0)
+            infinite = infinite or bool(np.isinf(block).any())
             if drop:
                 kept[start:stop] = complete
                 block, finite = block[complete], finite[complete]
@@ -374,7 +383,7 @@ def _summarize(source: Source, *, drop: bool) -> _Summary:
             high = np.maximum(high, np.where(finite, block, -math.inf).max(axis=0, initial=-math.inf))
             total += np.where(finite, block, 0.0).sum(axis=0)
         mean = total / np.maximum(count, 1)
-    return _Summary(kept=kept, missing=missing, incomplete=incomplete, low=low, high=high, mean=mean, count=count)
+    return _Summary(kept=kept, missing=missing, incomplete=incomplete, infinite=infinite, low=low, high=high, mean=mean, count=count)
 
 
 def _missing_note(source: Source, summary: _Summary, options: DataOptions) -> list[str]:
@@ -383,7 +392,8 @@ def _missing_note(source: Source, summary: _Summary, options: DataOptions) -> li
         return []
     number = int(summary.missing.sum())
     worst = source.columns[int(summary.missing.argmax())]
-    what = f"{_count(number, 'missing or infinite value')} in {_count(summary.incomplete, 'row')} (most in column {worst})"
+    kind = "missing or infinite value" if summary.infinite else "missing value"
+    what = f"{_count(number, kind)} in {_count(summary.incomplete, 'row')} (most in column {worst})"
     if options.missing == "error":
         message = f"{source.label}: {what}; choose --missing drop (the rows) or --missing mean (of the column)"
         raise CommandError(message)
@@ -402,7 +412,7 @@ def _missing_note(source: Source, summary: _Summary, options: DataOptions) -> li
 def _mean_and_deviation(source: Source, summary: _Summary, keep: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Mean and standard deviation of the columns that vary, from the values that are there, in two passes."""
     if len(keep) == 0:
-        message = f"{source.label}: every column is constant: nothing to standardise; --no-standardize takes them as they are"
+        message = f"{source.label}: every column is constant: nothing to standardize; --no-standardize takes them as they are"
         raise CommandError(message)
     with np.errstate(over="ignore", invalid="ignore"):
         width = (summary.high - summary.low)[keep]  # squares are taken in units of it, so that they cannot overflow
@@ -415,7 +425,7 @@ def _mean_and_deviation(source: Source, summary: _Summary, keep: np.ndarray[Any,
     usable = np.isfinite(deviation) & (deviation > 0) & np.isfinite(summary.mean[keep])
     if not usable.all():
         name = source.columns[int(keep[int(usable.argmin())])]
-        message = f"{source.label}: column {name} has values too large to standardise; leave it out with --drop {name}"
+        message = f"{source.label}: column {name} has values too large to standardize; leave it out with --drop {name}"
         raise CommandError(message)
     return summary.mean[keep], deviation
 

@@ -103,7 +103,7 @@ def _table(reports: Sequence[Report]) -> str:
     head = "".join(f'<th scope="col">{html.escape(report.name)}</th>' for report in reports)
     rows = {
         "rows x features": [f"{r.rows:,} x {r.features}" for r in reports],
-        "rank": [f"{r.rank:,}" for r in reports],
+        "landmarks": [f"{r.landmark_count:,}" for r in reports],
         "relative trace error": [f"<strong>{percent(r.relative_trace_error)}</strong>" for r in reports],
         "rounding floor": [f"{r.floor:.0e} <small>{r.dtype}</small>" for r in reports],
         "time": [f"{r.seconds:.1f} s" for r in reports],
@@ -143,7 +143,8 @@ def _figure(report: Report, panel: str, caption: str) -> str:
 
 def _about_error(report: Report) -> str:
     """Two plain sentences on the first picture."""
-    left = f"With {report.rank} landmarks, {percent(report.relative_trace_error)} of the kernel matrix of {report.rows:,} rows is left out"
+    share = percent(report.relative_trace_error)
+    left = f"With {report.landmark_count} landmarks, {share} of the kernel matrix of {report.rows:,} rows is left out"
     if report.checked_error is not None and report.optimal_errors is not None:
         ratio = report.relative_trace_error / report.optimal_errors[-1]
         return (

@@ -37,7 +37,10 @@ class Report:
     dtype: str
     kernel: str
     landmarks: str
+    """The method that chose them."""
+    landmark_count: int
     rank: int
+    """Eigenvalues kept: below the number of landmarks where rounding leaves nothing of the last of them."""
     relative_trace_error: float
     floor: float
     """Size of the rounding error of `relative_trace_error`, relative to the trace as well."""
@@ -81,11 +84,12 @@ def readable_bytes(number: float) -> str:
 def _rows_of(report: Report) -> list[tuple[str, str]]:
     """Quantities and how they are shown."""
     memory = "unknown" if report.peak_memory_bytes is None else f"{readable_bytes(report.peak_memory_bytes)} (whole process)"
+    formed = "never formed" if report.checked_error is None else "formed afterwards, to check"
     rows = [
         ("rows", f"{report.rows:,}"),
         ("features", f"{report.features:,}"),
         ("kernel", f"{report.kernel}, {report.dtype}"),
-        ("landmarks", report.landmarks),
+        ("landmarks", f"{report.landmark_count:,} ({report.landmarks})"),
         ("rank", f"{report.rank:,}"),
         ("relative trace error", f"{report.relative_trace_error:.3g} (exact; rounding floor {report.floor:.1g})"),
     ]
@@ -95,7 +99,7 @@ def _rows_of(report: Report) -> list[tuple[str, str]]:
         *rows,
         ("time", f"{report.seconds:.1f} s (reading: {report.reading_seconds:.1f} s)"),
         ("peak memory", memory),
-        ("full kernel", f"{readable_bytes(report.full_kernel_bytes)} (float64, never formed)"),
+        ("full kernel", f"{readable_bytes(report.full_kernel_bytes)} (float64, {formed})"),
     ]
 
 
@@ -109,7 +113,8 @@ def summary(reports: Sequence[Report], *, notes: bool = True) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     if notes:
-        lines += [f"note: {note}" for report in reports for note in report.notes]
+        about = ["" if len(reports) == 1 else f" on {report.name}" for report in reports]
+        lines += [f"note{about[i]}: {note}" for i, report in enumerate(reports) for note in report.notes]
     return "\n".join(lines)
 
 
@@ -189,8 +194,18 @@ def _draw_error(axes: Any, report: Report, colors: dict[str, str]) -> None:
     if report.optimal_errors is not None:
         best = np.maximum(report.optimal_errors[: len(ranks)], report.floor / 4)
         axes.plot(ranks[: len(best)], best, color=colors["other"], linewidth=2, linestyle=(0, (5, 2)), label="best possible", zorder=2)
-    if report.floor > 0:
-        axes.axhline(report.floor, color=colors["muted"], linewidth=1.3, linestyle=":", label=f"rounding floor ({report.dtype})")
+    floor = f"rounding floor ({report.dtype})"
+    if report.floor >= errors.min() / 100:
+        axes.axhline(report.floor, color=colors["muted"], linewidth=1.3, linestyle=":", label=floor)
+    else:  # a line many decades down would flatten the curve
+        axes.annotate(
+            f"{floor}: {report.floor:.0e}, below this picture",
+            (0.02, 0.03),
+            xycoords="axes fraction",
+            color=colors["muted"],
+            fontsize=9.5,
+        )
+        axes.set_ylim(bottom=float(errors.min()) / 8)
     axes.plot(ranks[-1:], errors[-1:], "o", color=colors["curve"], markersize=6, zorder=4)
     # The curve falls to the right, so that above its end there is room.
     axes.annotate(
@@ -240,4 +255,4 @@ def percent(value: float) -> str:
     if value == 0:
         return "0 %"
     digits = max(0, 1 - math.floor(math.log10(abs(value) * 100)))
-    return f"{value * 100:.{digits}f} %" if digits <= 4 else f"{value * 100:.1e} %"
+    return f"{value * 100:.{digits}f} %" if digits <= 6 else f"{value * 100:.1e} %"
