@@ -288,9 +288,9 @@ def check_finite(x: Array, *, func: str, name: str, xp: Namespace) -> None:
 def quiet(x: Array = None) -> contextlib.AbstractContextManager[Any]:
     """No floating-point warnings from NumPy: what over- or underflows inside has the right limit, or is reported by the caller.
 
-    Nothing is entered for an array of another library, whose compilers cannot trace it.
+    Nothing is entered for a traced array: compilers cannot trace NumPy's setting.
     """
-    return np.errstate(all="ignore") if x is None or isinstance(x, np.ndarray) else contextlib.nullcontext()
+    return contextlib.nullcontext() if is_traced(x) else np.errstate(all="ignore")
 
 
 def check_square(a: Array, *, func: str, name: str) -> None:

@@ -29,7 +29,7 @@ class PreparedKernel:
     def values(self, x: Array) -> Array:
         """Kernel values (..., n, m): new arrays only, differentiable."""
         _arrays.check_finite(x, func=self.func, name="x", xp=self.xp)
-        with _arrays.quiet():
+        with _arrays.quiet(x):
             return self.kernel._values(self.columns(self.xp.astype(x, self.dtype, copy=False)), xp=self.xp)
 
     def reserve(self, rows: int) -> None:
@@ -39,7 +39,7 @@ class PreparedKernel:
     def write(self, x: Array, out: Array, first: int = 0) -> None:
         """Kernel values of the columns from `first` on, into `out`."""
         if math.prod(out.shape):
-            with _arrays.quiet():
+            with _arrays.quiet(out):
                 self.columns.write(x, out, first)
                 self.kernel._finish(out, xp=self.xp)
 
@@ -104,7 +104,7 @@ class StationaryKernel:
     def _prepared(self, y: Array, dtype: DType, *, func: str, xp: Namespace) -> PreparedKernel:
         """k(., y) for values of type `dtype`."""
         y = xp.astype(y, _arrays.compute_dtype(dtype, xp=xp), copy=False)
-        with _arrays.quiet():
+        with _arrays.quiet(y):
             return PreparedKernel(self, y, func=func, xp=xp)
 
     def _columns(self, y: Array, *, func: str, xp: Namespace) -> GaussianColumns | DifferenceColumns:
@@ -197,7 +197,7 @@ class StationaryKernel:
         columns = self._prepared(other, dtype, func=func, xp=xp).columns
         compute = columns.y.dtype
         parts, dy = [], xp.zeros_like(columns.y)
-        with _arrays.quiet():
+        with _arrays.quiet(x):
             for rows in _gradient_steps(g):
                 block = xp.astype(x[..., rows, :], compute, copy=False)
                 weights = xp.astype(g[..., rows, :], compute, copy=False) * self._slopes(columns(block), xp=xp)

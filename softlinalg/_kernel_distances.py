@@ -345,7 +345,7 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     if y is not None:
         _arrays.check_finite(y, func=func, name="y", xp=xp)
         other = xp.astype(y, compute, copy=False)
-    with _arrays.quiet():
+    with _arrays.quiet(x):
         result = _squares(x, other, xp=xp)
         if y is None:
             result = mirror(result, 0.0, xp=xp)
