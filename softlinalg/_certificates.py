@@ -28,6 +28,7 @@ __all__ = [
     "PinvCertificate",
     "certify_inverse",
     "certify_pinv",
+    "correct_inverse",
     "diagonal_shift",
     "upper_frobenius",
     "upper_spectral",
@@ -252,6 +253,41 @@ def certify_inverse(b: Array, x: Array, *, lost: Array | None = None, slices: in
     bound = bound / (1 - safe) * _slack(b)
     rho = xp.where(xp.isnan(rho), infinite, rho)
     return InverseCertificate(rho, xp.where(usable, bound, infinite), norm)
+
+
+def correct_inverse(b: Array, x: Array, *, lost: Array, xp: Namespace) -> tuple[Array, InverseCertificate]:
+    """One Newton step X' = X + X R, R = I - B X, for Hermitian B, and its certificate from the same two products.
+
+    Theorem C1, corollary: B^-1 - X' = (B^-1 - X) R, so |X' - B^-1| <= |X R| rho / (1 - rho). The step is symmetrized:
+    a projection that contains B^-1 brings X' no farther from it (but raises |I - B X'|, so that this is bounded through
+    the error).
+
+    Parameters
+    ----------
+    b, x : array, shape (..., m, m)
+        One data type, the widest at hand, `b` exactly Hermitian; `x` may come from a narrower type.
+    lost : array, shape (..., m)
+        Diagonal that `b` should have in addition, exactly (see `diagonal_shift`).
+
+    Returns
+    -------
+    corrected : array, shape (..., m, m)
+        Exactly Hermitian.
+    certificate : InverseCertificate
+    """
+    residual, error = _base_minus_product(_arrays.eye_like(b, xp=xp), b, x, slices=1, xp=xp)
+    size_x, size_b, u = upper_frobenius(x, xp=xp), upper_frobenius(b, xp=xp), _unit(b.dtype)
+    error = error + 4 * u * size_b * size_x * xp.astype(xp.any(lost != 0, axis=-1), size_x.dtype)
+    rho = (upper_frobenius(residual, xp=xp) + error) * _slack(b)
+    usable = rho < 0.99
+    safe = xp.where(usable, rho, xp.zeros_like(rho))
+    product = _base_minus_product(xp.zeros_like(x), x, residual, slices=1, xp=xp)  # - X R
+    corrected = x - product.value
+    step = upper_frobenius(product.value, xp=xp) + product.error + size_x * error
+    rounding = product.error + size_x * error + 4 * u * upper_frobenius(corrected, xp=xp)
+    bound = xp.where(usable, (step * safe / (1 - safe) + rounding) * _slack(b), xp.full_like(rho, math.inf))
+    corrected = (corrected + _arrays.adjoint(corrected, xp=xp)) / 2
+    return corrected, InverseCertificate(xp.where(usable, size_b * bound, bound), bound, upper_frobenius(corrected, xp=xp))
 
 
 def _quick_certificate(b: Array, x: Array, *, shifted: bool, xp: Namespace) -> InverseCertificate:

@@ -100,6 +100,8 @@ class Attempt(NamedTuple):
     """(N, n, m)."""
     steps: Array
     """(N,) integers."""
+    certificate: Any = None
+    """A certificate that came with the value, if one did."""
 
 
 class Outcome(NamedTuple):

@@ -265,25 +265,33 @@ def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: S
     hi = _iterations.spectral_upper_bound(xp.astype(problem.a, b.dtype), xp=xp) + problem.ridge
     # Rounding of B to the type of the iteration can move eigenvalues by its eps |B|: keep `lo` a lower bound.
     lo = problem.ridge * (1 - 4 * _arrays.eps(compute))
-    counts, most = _step_counts(method, hi / lo, settings.tol, compute, xp=xp)
+    # Where there is a wider type the last step is done in it: its two products give the correction and its bound.
+    last_wide = hermitian and _arrays.eps(b.dtype) < _arrays.eps(compute) and not _arrays.is_traced(b)
+    target = settings.tol / b.shape[-1] if last_wide else settings.tol / 4
+    counts, most = _step_counts(method, hi / lo, target, compute, xp=xp)
     if method == InverseMethod.chebyshev:
         bounds = {"lo": xp.astype(lo, real), "hi": xp.astype(hi, real)}
-        inverse = _iterations.chebyshev_newton(work, **bounds, steps=counts, polish=1, max_steps=most, xp=xp)
+        inverse = _iterations.chebyshev_newton(work, **bounds, steps=counts, polish=0 if last_wide else 1, max_steps=most, xp=xp)
         counts = counts + 1
     else:
+        before = counts - 1 if last_wide else counts
         scale = xp.astype(2 / (lo + hi), real)
-        inverse = _iterations.newton_raphson(work, steps=counts, scale=scale, max_steps=most, xp=xp)
-    inverse = (inverse + _arrays.adjoint(inverse, xp=xp)) / 2  # once, after the loop: inside it rounding would blow up
-    return Attempt(xp.astype(inverse, b.dtype), counts)
+        inverse = _iterations.newton_raphson(work, steps=before, scale=scale, max_steps=most - 1 if last_wide else most, xp=xp)
+    inverse = xp.astype(inverse, b.dtype)
+    if last_wide:
+        corrected, certificate = _certificates.correct_inverse(b, inverse, lost=problem.lost, xp=xp)
+        return Attempt(corrected, counts, certificate)
+    # Symmetrized once, after the loop: inside it rounding would blow up.
+    return Attempt((inverse + _arrays.adjoint(inverse, xp=xp)) / 2, counts)
 
 
-def _step_counts(method: InverseMethod, kappa: Array, tol: float, compute: Any, *, xp: Namespace) -> tuple[Array, int]:
+def _step_counts(method: InverseMethod, kappa: Array, target: float, compute: Any, *, xp: Namespace) -> tuple[Array, int]:
     """Steps of every matrix from its own condition number, and the largest count, known on the host.
 
-    The better part of the tolerance is left to rounding. Traced code cannot read the largest condition number: there it is that
-    at which the type has no digit left, 1 / eps, and members that need fewer steps are frozen earlier.
+    Traced code cannot read the largest condition number: there it is that at which the type has no digit left, 1 / eps, and
+    members that need fewer steps are frozen earlier.
     """
-    target = max(tol / 4, 16 * _arrays.eps(compute))
+    target = max(target, (16 * _arrays.eps(compute)) ** 2)
     edges = _staircase(method == InverseMethod.chebyshev, target, 1 / _arrays.eps(compute))
     counts = _inversion.integer_like(kappa, 0, xp=xp)
     for step, edge in edges:
@@ -343,13 +351,15 @@ def _certify_once(part: _Problem, tried: Attempt, way: InverseMethod, *, narrow:
     def evaluate(finely: bool) -> _certificates.InverseCertificate:
         return _certificates.certify_inverse(part.b, tried.value, lost=part.lost, slices=slices if finely else 1, refine=finely, xp=xp)
 
-    certificate = None
+    certificate = tried.certificate
     if way == InverseMethod.cholesky and not settings.tight and not traced:
         certificate = _certificates.certify_cholesky(part.b, tried.value, xp=xp)
         certificate = certificate if bool(xp.all(certificate.residual <= settings.tol)) else None
     if certificate is None:
         certificate = evaluate(settings.tight or traced)
-    if not settings.tight and not traced and bool(xp.any(~(certificate.residual <= settings.tol))):
+    elif settings.tight and tried.certificate is not None:
+        certificate = _tighter(evaluate(True), certificate, xp=xp)
+    if not settings.tight and not traced and tried.certificate is None and bool(xp.any(~(certificate.residual <= settings.tol))):
         # The cheap bound may be all that stands between these matrices and their certificate.
         certificate = evaluate(True)
     relative = certificate.residual
@@ -361,6 +371,14 @@ def _certify_once(part: _Problem, tried: Attempt, way: InverseMethod, *, narrow:
     zero = xp.zeros_like(certificate.residual)
     converged = certain & (relative <= settings.tol)
     return Outcome(tried.value, tried.steps, certificate.residual, certificate.error_bound, size, zero, converged, code)
+
+
+def _tighter(
+    one: _certificates.InverseCertificate, other: _certificates.InverseCertificate, *, xp: Namespace
+) -> _certificates.InverseCertificate:
+    """The smaller of two bounds of each kind: both hold."""
+    residual, bound = xp.minimum(one.residual, other.residual), xp.minimum(one.error_bound, other.error_bound)
+    return _certificates.InverseCertificate(residual, bound, xp.minimum(one.norm, other.norm))
 
 
 def _lower_norm(x: Array, error: Array, *, xp: Namespace) -> Array:

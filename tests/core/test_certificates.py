@@ -192,6 +192,22 @@ def test_ridge_bound_is_above_the_error_to_fifty_digits(m, log_kappa, mode, seed
         assert float(certificates.certify_inverse(b, x, slices=slices, refine=refine, xp=np_xp).error_bound) >= error
 
 
+@pytest.mark.parametrize("kappa", [1.0, 1e3, 1e6])
+def test_a_corrected_inverse_is_within_its_bound_and_hermitian(kappa):
+    rng = np.random.default_rng(15)
+    for m in (1, 3, 10, 30):
+        b = positive_definite(20, m, kappa, 3, rng)
+        x = perturbed(np.linalg.inv(b), 1e-2 / kappa, rng)
+        truth = extended_inverse(b)
+        corrected, result = certificates.correct_inverse(b, x, lost=np.zeros((20, m)), xp=np_xp)
+        error, before = two_norm(corrected - truth), two_norm(x - truth)
+        assert np.isfinite(result.error_bound).all()
+        assert (result.error_bound >= error).all()
+        assert (error <= 0.1 * before).all()
+        assert (result.residual >= np.linalg.norm(np.eye(m) - b @ corrected, axis=(-2, -1)) * (1 - 1e-6)).all()
+        np.testing.assert_array_equal(corrected, corrected.swapaxes(-1, -2))
+
+
 def test_complex_inverses_are_bounded_too():
     rng = np.random.default_rng(14)
     g = rng.standard_normal((20, 6, 6)) + 1j * rng.standard_normal((20, 6, 6))
