@@ -37,8 +37,8 @@ PIVOT_METHODS = ("rpcholesky+lloyd", "rpcholesky", "greedy")
 """Methods that know the trace error as they go, and so can stop at a tolerance."""
 
 SAMPLE_ROWS = 20
-"""Rows per landmark among which the default draws its pivots: their error is within 3 % of that of pivots drawn
-from all rows (docs/benchmarks/landmarks.md), at a cost that does not grow with n."""
+"""Rows per landmark among which the default draws its pivots: their error is within 2 % of that of pivots drawn
+from all rows, on average (docs/benchmarks/landmarks.md), at a cost that does not grow with n."""
 
 LLOYD_ROWS = 100
 """Rows per landmark over which the default averages."""
