@@ -558,6 +558,12 @@ def test_gradients_are_finite_and_zero_at_coincident_points(backend, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS, **names)
+def test_the_diagonal_of_one_set_has_no_gradient_at_all(kernel):
+    x = 40 * np.random.default_rng(0).standard_normal((30, 5))
+    assert np.array_equal(kernel.vjp(x, None, 1e20 * np.eye(30))[0], np.zeros((30, 5)))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, **names)
 def test_autograd_of_torch_is_finite_at_coincident_and_at_far_points(kernel):
     torch = pytest.importorskip("torch")
     x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1e300, 0.0], [1e300, 0.0], [-1e300, 1.0]], dtype=torch.float64, requires_grad=True)
