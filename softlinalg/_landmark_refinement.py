@@ -13,7 +13,7 @@ import numpy as np
 
 from softlinalg import _arrays
 from softlinalg._kernels import Gaussian, Laplacian, Matern
-from softlinalg._landmark_sampling import Rows, kernel_diagonal, kernel_values
+from softlinalg._landmark_sampling import Rows, check_numbers, kernel_diagonal, kernel_values
 from softlinalg._rng import as_generator
 from softlinalg._typing import Array, RngLike
 from softlinalg.errors import DTypeError, NumericalError, ParameterError, ShapeError
@@ -77,6 +77,7 @@ def trace_error_and_gradient(rows: Rows, landmarks: Array, kernel: Any, trace: f
         gram = gram + xp.matrix_transpose(features) @ features
         gradient = gradient + kernel.vjp(block, landmarks, -2 * (features @ inverse))[1]
     error = trace - float(xp.sum(xp.linalg.diagonal(gram)))
+    check_numbers(np.asarray(error), func=func)
     first, second = kernel.vjp(landmarks, landmarks, xp.matrix_transpose(inverse) @ gram @ inverse)
     return TraceError(error, gradient + first + second)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from softlinalg import _arrays
 from softlinalg._typing import Array, Namespace
-from softlinalg.errors import ParameterError
+from softlinalg.errors import NonFiniteError, ParameterError
 
 __all__ = ["ROUNDING", "PivotedCholesky", "Rows", "draw_proportional", "greedy_pivots", "leverage_rows", "random_pivots"]
 
@@ -128,6 +128,13 @@ def kernel_values(kernel: Any, x: Array, y: Array, *, func: str, xp: Namespace) 
     return xp.astype(values, x.dtype, copy=False)
 
 
+def check_numbers(values: Host, *, func: str) -> None:
+    """Raise where NaN or infinity in kernel entries has come through to what was computed from them."""
+    if not np.all(np.isfinite(values)):
+        message = f"{func}: kernel must return finite values; got NaN or infinity. Check kernel.__call__."
+        raise NonFiniteError(message)
+
+
 class PivotedCholesky:
     """Partial Cholesky factorisation of k(X, X) at pivots of one's choice, with the residual diagonal.
 
@@ -191,7 +198,9 @@ class PivotedCholesky:
         matrix = kernel_values(self.kernel, points, points, func=self.func, xp=self.xp)
         for part in self.factor_rows(local):
             matrix = matrix - part @ self.xp.matrix_transpose(part)
-        return np.array(_arrays.to_numpy(matrix), dtype=np.float64)
+        host = np.array(_arrays.to_numpy(matrix), dtype=np.float64)
+        check_numbers(host, func=self.func)
+        return host
 
     def eliminate(self, local: Host, lower: Host) -> None:
         """Append pivots.
@@ -219,6 +228,7 @@ class PivotedCholesky:
             gains += _arrays.to_numpy(self.xp.sum(squares, axis=0))
             self.residual[start:stop] -= _arrays.to_numpy(self.xp.sum(squares, axis=1))
             _append_merging(factors, columns, xp=self.xp)
+        check_numbers(gains, func=self.func)
         self.residual[self.residual <= self.floor] = 0.0
         self.residual[local] = 0.0
         self.seen.update(self.rows.keys(local))
@@ -400,6 +410,7 @@ def _leverage_scores(kernel: Any, rows: Rows, level: Host, chosen: Host, weights
     points = rows.take(chosen)
     scale = _arrays.from_numpy(weights, rows.x, xp=xp, dtype=rows.dtype)
     core = kernel_values(kernel, points, points, func=func, xp=xp) * scale[:, None] * scale[None, :]
+    check_numbers(_arrays.to_numpy(core), func=func)
     spectrum = np.sort(np.abs(_arrays.to_numpy(xp.linalg.eigvalsh(core)).astype(np.float64)))[::-1]
     s = len(chosen)
     head = max(1, min(s - 1, math.ceil(s / (4 * math.log(max(s, 3)))))) if s > 1 else 0
@@ -413,4 +424,5 @@ def _leverage_scores(kernel: Any, rows: Rows, level: Host, chosen: Host, weights
     for start, stop, block in members.blocks(s):
         features = (kernel_values(kernel, block, points, func=func, xp=xp) * scale[None, :]) @ inverse
         scores[start:stop] = diagonal[start:stop] - _arrays.to_numpy(xp.sum(features * features, axis=1))
+    check_numbers(scores, func=func)
     return np.maximum(scores, 0.0) / ridge

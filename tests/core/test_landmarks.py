@@ -703,6 +703,21 @@ def test_refinement_lowers_the_error_by_much_and_keeps_its_inputs():
     assert relative_trace_error(kernel, x, refined) < relative_trace_error(kernel, x, few) < relative_trace_error(kernel, x, start)
 
 
+def test_refinement_takes_no_more_steps_than_allowed():
+    passes: list[int] = []
+
+    class Counting(Wrapped):
+        def vjp(self, x: Any, y: Any, g: Any) -> Any:
+            passes.append(x is y)
+            return super().vjp(x, y, g)
+
+    x = cloud("normal", 100, 2, 0)
+    refine_landmarks(x, x[:5], Counting(Gaussian(1.0)), max_steps=1)
+    assert 2 <= sum(passes) <= 4  # the start, the first step, and what its line search tried in between
+    refine_landmarks(x, x[:5], Counting(Gaussian(1.0)), max_steps=30)
+    assert sum(passes) > 20
+
+
 def test_refinement_on_a_sample_is_judged_on_all_rows():
     x = cloud("normal", 600, 2, 0)
     kernel = Gaussian(0.7)
@@ -855,6 +870,25 @@ def test_a_broken_kernel_is_named(diagonal, values, message):
     broken.diagonal = diagonal
     with pytest.raises(ParameterError, match=message):
         select_landmarks(X, 2, method="rpcholesky", kernel=broken, rng=0)
+
+
+@pytest.mark.parametrize("method", ["rpcholesky", "greedy", "leverage", "refine"])
+@pytest.mark.parametrize("square", [True, False])
+def test_a_kernel_that_returns_nan_is_named(method, square):
+    class Poisoned(Wrapped):
+        def __call__(self, x: Any, y: Any = None) -> Any:
+            values = self.inner(x, y)
+            return values * np.nan if (len(x) == len(x if y is None else y)) is square else values
+
+    def choose() -> Any:
+        kernel = Poisoned(Gaussian(4.0))
+        return (
+            refine_landmarks(X, X[:3], kernel) if method == "refine" else select_landmark_indices(X, 3, method=method, kernel=kernel, rng=0)
+        )
+
+    message = "kernel must return finite values; got NaN or infinity|a matrix without Cholesky factor"
+    with pytest.raises((NonFiniteError, NumericalError), match=message):
+        choose()
 
 
 def test_a_kernel_that_contradicts_its_diagonal_does_not_hang():
