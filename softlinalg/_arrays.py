@@ -9,6 +9,7 @@ through the arrays that people pass.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import sys
 from collections.abc import Mapping
@@ -27,11 +28,13 @@ __all__ = [
     "check_finite",
     "check_memory",
     "check_square",
+    "clamped_exp_in_place",
     "cholesky",
     "compute_dtype",
     "detach",
     "device_of",
     "dtype_name",
+    "empty_in_order_of",
     "empty_like_shape",
     "eps",
     "eye_like",
@@ -49,6 +52,7 @@ __all__ = [
     "largest_entry",
     "may_reuse_buffers",
     "minus_identity",
+    "pivot_order",
     "power_of_two_scale",
     "prepare",
     "quiet",
@@ -656,9 +660,11 @@ def spd_inverse(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
     """
     if compat.is_numpy_array(a):
         return _lapack_spd_inverse(np.array(a, order="C"))
-    if compat.is_torch_array(a) and is_cpu(a) and may_reuse_buffers(a) and not is_traced(a):
-        # SciPy's LAPACK in the memory of the tensor: about twice as fast as torch.cholesky_inverse on small matrices.
-        inverse, ok = _lapack_spd_inverse(a.clone(memory_format=sys.modules["torch"].contiguous_format).numpy())
+    if compat.is_torch_array(a) and is_cpu(a) and may_reuse_buffers(a) and not is_traced(a) and a.shape[-1] <= _SMALL:
+        # SciPy's LAPACK in the memory of the tensor: about twice as fast as torch.cholesky_inverse on small matrices. In one thread:
+        # its own threads would wait for those of PyTorch, and stalls of 0.1 to 4 s were measured.
+        with _blas_threads().limit(limits=1):
+            inverse, ok = _lapack_spd_inverse(a.clone(memory_format=sys.modules["torch"].contiguous_format).numpy())
         return xp.asarray(inverse), xp.asarray(ok)
     factor, ok = cholesky(a, xp=xp)
     eye = eye_like(a, xp=xp)
@@ -670,6 +676,19 @@ def spd_inverse(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
         inverse = adjoint(inverse_factor, xp=xp) @ inverse_factor
     inverse = (inverse + adjoint(inverse, xp=xp)) / 2
     return xp.where(ok[..., None, None], inverse, xp.full_like(inverse, math.nan)), ok
+
+
+_SMALL = 512
+"""Size up to which one thread inverts a matrix as quickly as several."""
+
+
+@functools.lru_cache(maxsize=1)
+def _blas_threads() -> Any:
+    """Sets how many threads the BLAS of NumPy and SciPy use; finding them takes milliseconds, setting them ten microseconds."""
+    import scipy.linalg  # noqa: F401  (loads its BLAS)
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(internal_api=["openblas", "blis"])
 
 
 def _lapack_spd_inverse(work: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -694,6 +713,18 @@ def _lapack_spd_inverse(work: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any
         else:
             work[index] = np.nan
     return work, ok
+
+
+def pivot_order(a: Array) -> np.ndarray[Any, Any]:
+    """Row numbers of a symmetric positive semi-definite matrix in the order of greedy pivots, each the largest that is left.
+
+    On the host, by LAPACK's pstrf.
+    """
+    from scipy.linalg import get_lapack_funcs  # imported late: `import softlinalg` stays quick
+
+    host = to_numpy(a)
+    (pstrf,) = get_lapack_funcs(("pstrf",), (host,))
+    return np.asarray(pstrf(host, lower=1)[1], dtype=np.int64) - 1
 
 
 def is_exactly_hermitian(a: Array, *, xp: Namespace) -> bool:
@@ -734,3 +765,34 @@ def adjoint(a: Array, *, xp: Namespace) -> Array:
     """Conjugate transpose over the last two axes."""
     transposed = xp.matrix_transpose(a)
     return xp.conj(transposed) if is_complex(a.dtype) else transposed
+
+
+# ------------------------------------------------------------------------------------- attention over tokens
+def clamped_exp_in_place(block: Array, lowest: float) -> None:
+    """exp(min(block, 0)) in the memory of `block`, a buffer of the caller; exactly zero where `block` <= `lowest`; NaN stays.
+
+    Clamped before, since exp is many times slower where its result is subnormal, and zeroed after, by the smallest value kept.
+    """
+    floor = math.exp(lowest) * (1 + 1e-3)  # a hair above what a clamped entry gives
+    if compat.is_torch_array(block):
+        block.clamp_(lowest, 0.0).exp_()
+        sys.modules["torch"].threshold_(block, floor, 0.0)
+        return
+    xp = compat.array_namespace(block)
+    with quiet(block):
+        xp.clip(block, lowest, 0.0, out=block)
+        xp.exp(block, out=block)
+        block *= block > floor
+
+
+def empty_in_order_of(x: Array, shape: tuple[int, ...], *, xp: Namespace) -> Array:
+    """Uninitialised memory of a shape, with the axes in the order in which those of `x` lie in memory, where the library has orders.
+
+    Attention heads are usually a view of (batch, tokens, heads, features): results in that order merge without a copy.
+    """
+    if compat.is_torch_array(x) and len(shape) == x.ndim:
+        order = sorted(range(x.ndim), key=lambda axis: (-x.stride(axis), axis))
+        inverse = [order.index(axis) for axis in range(x.ndim)]
+        memory: Array = x.new_empty([shape[axis] for axis in order])
+        return memory.permute(inverse)
+    return empty_like_shape(shape, x, xp=xp)

@@ -46,7 +46,7 @@ class NystromDecomposition:
     __array_ufunc__ = None  # v @ d with a NumPy array v asks this class
 
     def __init__(self, fitted: Fit, x: Array | None, *, dtype: DType, ridge: float | None, n: int | None = None) -> None:
-        self._map, self._summary, self._features = fitted
+        self._map, self._summary, self._features, self.landmarks = fitted
         self._x = x
         self._n = int(x.shape[0]) if x is not None else int(n or 0)
         self._dtype = dtype
@@ -54,7 +54,6 @@ class NystromDecomposition:
         self._xp = self._map.xp
         self.ridge = ridge
         self.kernel = self._map.kernel
-        self.landmarks = self._map.landmarks
         self.trace = self._summary.trace
         self.trace_error = max(self._summary.trace_error, 0.0)
         self.trace_error_floor = self._summary.floor

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -23,6 +23,7 @@ from softlinalg._nystrom_core import (
     progress_bar,
     row_spans,
     summarize,
+    triangularize,
     whiten,
 )
 from softlinalg._typing import Array, DType, Namespace
@@ -79,6 +80,8 @@ class Fit(NamedTuple):
     map: FeatureMap
     summary: Summary
     features: Array | None
+    landmarks: Array
+    """In the order in which they were chosen or given; the map has its own."""
 
 
 # -------------------------------------------------------------------------------------------- landmarks
@@ -155,11 +158,11 @@ def _whitening(problem: Problem, landmarks: Array) -> Whitening:
     return whiten(wide.widen(w), rtol=problem.rtol, noise=_arrays.eps(dtype), func=problem.func, xp=wide.xp)
 
 
-def _feature_map(problem: Problem, landmarks: Array, whitening_map: Array, *, in_float64: bool) -> FeatureMap:
+def _feature_map(problem: Problem, landmarks: Array, whitening: Whitening, *, in_float64: bool) -> FeatureMap:
     return FeatureMap(
         kernel=problem.kernel,
-        landmarks=landmarks,
-        map=whitening_map,
+        landmarks=_arrays.take_rows(landmarks, whitening.order, xp=problem.xp),
+        map=whitening.map,
         dtype=problem.dtype,
         in_float64=in_float64,
         chunk_size=problem.chunk_size,
@@ -168,7 +171,9 @@ def _feature_map(problem: Problem, landmarks: Array, whitening_map: Array, *, in
     )
 
 
-def _measure(problem: Problem, feature_map: FeatureMap, x: Array, kept: Array | None, *, keep: bool) -> tuple[Summary, Array | None]:
+def _measure(
+    problem: Problem, feature_map: FeatureMap, x: Array, whitening: Whitening | None, *, keep: bool
+) -> tuple[Summary, Array | None]:
     """One pass over the rows of `x`: block of C, block of F, sums; with the features if they are to be kept."""
     func, n = problem.func, int(x.shape[0])
     shape, like = (n, feature_map.rank), feature_map.landmarks
@@ -187,7 +192,7 @@ def _measure(problem: Problem, feature_map: FeatureMap, x: Array, kept: Array | 
             blocks(advance),
             lambda start, stop: kernel_diagonal(problem.kernel, x[start:stop, :], func=func),
             feature_map.rank,
-            kept,
+            whitening,
             unit=_arrays.eps(problem.xp.float64 if feature_map.in_float64 else problem.dtype),
             stored_unit=_arrays.eps(problem.dtype),
             func=func,
@@ -227,14 +232,14 @@ def fit(problem: Problem, landmarks: Array) -> Fit:
     """
     whitening = _whitening(problem, landmarks)
     keep = problem.keeps_features(int(whitening.map.shape[-1]))
-    feature_map = _feature_map(problem, landmarks, whitening.map, in_float64=False)
-    summary, features = _measure(problem, feature_map, problem.x, whitening.eigenvalues, keep=keep)
+    feature_map = _feature_map(problem, landmarks, whitening, in_float64=False)
+    summary, features = _measure(problem, feature_map, problem.x, whitening, keep=keep)
     if _is_doubtful(summary) and _can_widen(problem):
         del features
-        feature_map = _feature_map(problem, landmarks, whitening.map, in_float64=True)
-        summary, features = _measure(problem, feature_map, problem.x, whitening.eigenvalues, keep=keep)
+        feature_map = _feature_map(problem, landmarks, whitening, in_float64=True)
+        summary, features = _measure(problem, feature_map, problem.x, whitening, keep=keep)
     _checked(problem, summary)
-    return Fit(feature_map, summary, features)
+    return Fit(feature_map, summary, features, landmarks)
 
 
 # -------------------------------------------------------------------------------------------- to a tolerance
@@ -307,8 +312,8 @@ def _attempt(problem: Problem, landmarks: Array, x: Array, tol: float) -> _Attem
     """An approximation measured over the rows of `x`, in float64 blocks where float32 cannot tell `tol`."""
     whitening = _whitening(problem, landmarks)
     for in_float64 in (False, True) if _can_widen(problem) else (False,):
-        feature_map = _feature_map(problem, landmarks, whitening.map, in_float64=in_float64)
-        summary, _ = _measure(problem, feature_map, x, whitening.eigenvalues, keep=False)
+        feature_map = _feature_map(problem, landmarks, whitening, in_float64=in_float64)
+        summary, _ = _measure(problem, feature_map, x, whitening, keep=False)
         if not summary.broken_rows and summary.floor <= FLOOR_SHARE * tol * summary.trace:
             break
     _checked(problem, summary)
@@ -340,14 +345,14 @@ def _trimmed(problem: Problem, tol: float, attempt: _Attempt) -> Fit:
     rank = attempt.map.rank
     enough = int(xp.sum(xp.astype(errors > tol * summary.trace, xp.int64))) + 1
     for smaller in range(max(1, enough), rank):  # one more, should the rounding of the new features spoil the last digit
-        rotated = attempt.whitening.map @ summary.rotation[:, :smaller]
-        feature_map = _feature_map(problem, attempt.landmarks, rotated, in_float64=attempt.map.in_float64)
+        rotated, _ = triangularize(attempt.whitening.map @ xp.flip(summary.rotation[:, :smaller], axis=1), xp=xp)
+        feature_map = replace(attempt.map, map=rotated)
         found, features = _measure(problem, feature_map, problem.x, None, keep=problem.keeps_features(smaller))
         if found.trace_error <= tol * found.trace:
-            return Fit(feature_map, found._replace(floor=summary.floor), features)
+            return Fit(feature_map, found._replace(floor=summary.floor), features, attempt.landmarks)
         del features
-    found, features = _measure(problem, attempt.map, problem.x, attempt.whitening.eigenvalues, keep=problem.keeps_features(rank))
-    return Fit(attempt.map, found, features)
+    found, features = _measure(problem, attempt.map, problem.x, attempt.whitening, keep=problem.keeps_features(rank))
+    return Fit(attempt.map, found, features, attempt.landmarks)
 
 
 def truncation_errors(summary: Summary, *, wide: Wide) -> Array:

@@ -44,7 +44,7 @@ MAX_HEADER = 2**20
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("uint8"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 """All types that files hold, under their names in safetensors."""
 
-ARRAYS = {"header", "landmarks", "map", "eigenvalues", "rotation", "features"}
+ARRAYS = {"header", "landmarks", "points", "map", "eigenvalues", "rotation", "features"}
 
 
 # ------------------------------------------------------------------------------------------------ saving
@@ -53,7 +53,8 @@ def save_decomposition(d: Any, path: str | os.PathLike[str], *, include_features
     target, container = _container(path, func="save")
     summary, feature_map = d._summary, d._map
     arrays = {
-        "landmarks": feature_map.landmarks,
+        "landmarks": d.landmarks,
+        "points": feature_map.landmarks,
         "map": feature_map.map,
         "eigenvalues": summary.eigenvalues,
         "rotation": summary.rotation,
@@ -351,7 +352,13 @@ def _check_shapes(header: Mapping[str, Any], arrays: Mapping[str, Host]) -> None
     """ValueError, KeyError or TypeError unless numbers and shapes belong together."""
     (m, _), n = arrays["landmarks"].shape, header["n"]
     r = arrays["map"].shape[1]
-    shapes = {"map": (m, r), "eigenvalues": (r,), "rotation": (r, r), **({"features": (n, r)} if "features" in arrays else {})}
+    shapes = {
+        "points": arrays["landmarks"].shape,
+        "map": (m, r),
+        "eigenvalues": (r,),
+        "rotation": (r, r),
+        **({"features": (n, r)} if "features" in arrays else {}),
+    }
     if any(arrays[name].shape != shape for name, shape in shapes.items()):
         raise ValueError("arrays whose shapes do not fit")
     numbers = [header["trace"], header["trace_error"], header["floor"], n, *([] if header["ridge"] is None else [header["ridge"]])]
@@ -408,7 +415,7 @@ def _assembled(
 
     feature_map = FeatureMap(
         kernel=kernel,
-        landmarks=placed("landmarks", dtype),
+        landmarks=placed("points", dtype),
         map=core("map"),
         dtype=compute,
         in_float64=bool(header["in_float64"]) and wide.on_device,
@@ -418,4 +425,4 @@ def _assembled(
     )
     summary = Summary(header["trace"], header["trace_error"], header["floor"], 0, core("eigenvalues"), core("rotation"))
     features = placed("features", compute) if "features" in arrays else None
-    return cls(Fit(feature_map, summary, features), x, dtype=dtype, ridge=header["ridge"], n=header["n"])
+    return cls(Fit(feature_map, summary, features, placed("landmarks", dtype)), x, dtype=dtype, ridge=header["ridge"], n=header["n"])
