@@ -182,7 +182,7 @@ def plot(report: Report, *, panels: Sequence[str] = ("error", "spectrum"), theme
             figure.suptitle(f"{report.name}: {report.rows:,} rows, {report.features} features, {report.kernel}", fontsize=11)
         buffer = io.BytesIO()
         metadata = {"Software": None} if format == "png" else {"CreationDate": None} if format == "pdf" else {"Date": None}
-        figure.savefig(buffer, format=format, dpi=150, metadata=metadata)
+        figure.savefig(buffer, format=format, dpi=130, metadata=metadata)
     return buffer.getvalue()
 
 
