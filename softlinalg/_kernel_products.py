@@ -157,7 +157,8 @@ def kernel_matmul(kernel: Any, x: Array, y: Array, v: Array, *, chunk_size: int 
     Notes
     -----
     O(n m (d + k)) time. Memory besides the result: one block of chunk_size x m kernel values (a few for the Matern and Laplacian
-    kernels), chunk_size x (d + 2) and m x (d + 2) coordinates. The feature map of a Nystrom approximation is this product, with
+    kernels), chunk_size x (d + 2) and m x (d + 2) coordinates; libraries without buffers (JAX, PyTorch under autograd) join the
+    blocks of the result at the end, which takes its size once more. A triangular `v` costs little more than half. The feature map of a Nystrom approximation is this product, with
     the landmarks as `y` and the inverse root of their kernel matrix as `v`.
     """
     func = "kernel_matmul"
