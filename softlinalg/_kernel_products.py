@@ -158,8 +158,9 @@ def kernel_matmul(kernel: Any, x: Array, y: Array, v: Array, *, chunk_size: int 
     -----
     O(n m (d + k)) time. Memory besides the result: one block of chunk_size x m kernel values (a few for the Matern and Laplacian
     kernels), chunk_size x (d + 2) and m x (d + 2) coordinates; libraries without buffers (JAX, PyTorch under autograd) join the
-    blocks of the result at the end, which takes its size once more. A triangular `v` costs little more than half. The feature map of a Nystrom approximation is this product, with
-    the landmarks as `y` and the inverse root of their kernel matrix as `v`.
+    blocks of the result at the end, which takes its size once more. Panels of zeros in `v` are skipped on the CPU: a triangular
+    `v` takes 5/8 of the second product at k = m = 256. The feature map of a Nystrom approximation is this product, with the
+    landmarks as `y` and the inverse root of their kernel matrix as `v`.
     """
     func = "kernel_matmul"
     xp, (sample, y, v), dtype = _arrays.prepare(func, {"x": _no_rows(x), "y": y, "v": v})
