@@ -1,0 +1,574 @@
+"""Softmax-free attention as modules: `SoftAttention`, and `SoftBlock` with its feed-forward part.
+
+Parameters bear the names of the published weight files (``W_q``, ``attn.Qlandmark_op``, ...), so that these files fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from softlinalg import _arrays
+from softlinalg.errors import ParameterError, ShapeError
+from softlinalg.torch.functional import soft_attention
+from softlinalg.torch.landmarks import Grid, KMeansLandmarks, PoolLandmarks, RandomLandmarks, conv_landmarks
+
+if TYPE_CHECKING:
+    from softlinalg.torch.diagnostics import AttentionDiagnostics
+
+__all__ = ["AttentionOptions", "DropPath", "LandmarkAttention", "SoftAttention", "SoftBlock", "initialize"]
+
+Sampler = Callable[[Tensor, Grid, Tensor | None], Tensor]
+Published = Literal[False, True, "2021"]
+
+
+class AttentionOptions(TypedDict, total=False):
+    """Keyword arguments of `SoftAttention` that blocks and backbones pass on; see there."""
+
+    landmarks: int | str | None
+    sampler: str | nn.Module | None
+    inverse: str | None
+    normalization: str | None
+    ridge: float | None
+    steps: int
+    tol: float | None
+    gradient: str | None
+    bias: bool
+    published: Published
+
+
+class InverseChoice(NamedTuple):
+    """How a module asks for the inverse of its landmark matrix: the arguments of `soft_attention`."""
+
+    name: str
+    inverse: str
+    normalization: str | None
+    ridge: float | None
+    steps: int
+    tol: float | None
+    gradient: str
+    published_alpha: str
+
+    @property
+    def resolved_ridge(self) -> float:
+        """The ridge that is added: what was given, else 0 for the published SOFT++ and the default of `soft_attention`."""
+        if self.ridge is not None:
+            return self.ridge
+        return 0.0 if (self.inverse, self.normalization) == ("published", "published") else 0.01
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `soft_attention` and `landmark_inverse`."""
+        arguments = self._asdict()
+        del arguments["name"]
+        return arguments
+
+
+INVERSES = ("certified", "exact", "published", "published-2021")
+
+
+def inverse_choice(
+    func: str,
+    *,
+    inverse: str | None,
+    normalization: str | None,
+    ridge: float | None,
+    steps: int,
+    tol: float | None,
+    gradient: str | None,
+    published: Published,
+) -> InverseChoice:
+    """Fill in what was left open and refuse what does not go together."""
+    if published not in (False, True, "2021"):
+        message = f"{func}: published must be True, False or '2021'; got {str(published)[:40]!r}. The default is False."
+        raise ParameterError(message)
+    if inverse is None:
+        inverse = {False: "certified", True: "published", "2021": "published-2021"}[published]
+    if inverse not in INVERSES:
+        shown = ", ".join(map(repr, INVERSES))
+        message = f"{func}: inverse must be one of {shown}; got {str(inverse)[:40]!r}. The default is 'certified'."
+        raise ParameterError(message)
+    if normalization not in (None, "published", "symmetric"):
+        message = f"{func}: normalization must be None, 'published' or 'symmetric'; got {str(normalization)[:40]!r}. The default is None."
+        raise ParameterError(message)
+    older = inverse == "published-2021"
+    if older and normalization is not None:
+        message = f"{func}: normalization must be None with the inverse of 2021; got {normalization!r}. Use inverse='published' with it."
+        raise ParameterError(message)
+    whole_batch = older or (bool(published) and normalization == "published")
+    if gradient is None:
+        # The published SOFT has a formula of its own for the gradient; the others differentiate their iteration.
+        gradient = "published" if published and not whole_batch else "exact"
+    return InverseChoice(
+        name=inverse,
+        inverse="published" if older else inverse,
+        normalization=normalization,
+        ridge=0.0 if older and ridge is None else ridge,
+        steps=steps,
+        tol=tol,
+        gradient=gradient,
+        published_alpha="batch" if whole_batch else "matrix",
+    )
+
+
+class LandmarkAttention(nn.Module):
+    """What `SoftAttention` does between its linear maps: landmarks, attention, and the depthwise convolution of the values.
+
+    Parameters
+    ----------
+    head_dim, num_heads : int
+        Width and number of heads.
+    choice : InverseChoice
+        How to invert.
+    landmarks : int or "ratio"
+        Count at most, or one for each ratio x ratio tokens.
+    sampler : str or module
+        "conv", "pool", "kmeans", "random", or a module (softlinalg.torch.landmarks says how it is called).
+    ratio : int or None
+        Kernel and stride of "conv", cells of "pool" with landmarks="ratio".
+    depthwise : int or None
+        Kernel of the depthwise convolution, odd; None or 0 for none.
+    grid_dims : {2, 1}
+        Images or sequences.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        num_heads: int,
+        choice: InverseChoice,
+        *,
+        landmarks: int | str,
+        sampler: str | nn.Module,
+        ratio: int | None,
+        depthwise: int | None,
+        grid_dims: int,
+    ) -> None:
+        super().__init__()
+        self.head_dim, self.num_heads, self.grid_dims = head_dim, num_heads, grid_dims
+        self.choice, self.landmarks, self.ratio = choice, landmarks, ratio
+        self.sampler: nn.Module | None = None
+        self.sampler_name = sampler if isinstance(sampler, str) else type(sampler).__name__
+        convolution = nn.Conv2d if grid_dims == 2 else nn.Conv1d
+        count = None if isinstance(landmarks, str) else landmarks
+        if sampler == "conv":
+            assert ratio is not None
+            self.Qlandmark_op: nn.Module = convolution(head_dim, head_dim, ratio, stride=ratio, bias=False)
+            self.Qnorm_act = nn.Sequential(nn.LayerNorm(head_dim, eps=1e-5), nn.GELU())
+        elif sampler == "pool":
+            self.sampler = PoolLandmarks(count or 1, ratio if count is None else None)
+        elif sampler == "kmeans":
+            self.sampler = KMeansLandmarks(count or 1)
+        elif sampler == "random":
+            self.sampler = RandomLandmarks(count or 1)
+        else:
+            assert isinstance(sampler, nn.Module)
+            self.sampler = sampler
+        self.depthwise = depthwise or None
+        if self.depthwise:
+            self.conv: nn.Module = convolution(
+                num_heads, num_heads, self.depthwise, padding=self.depthwise // 2, groups=num_heads, bias=False
+            )
+        self._last_landmarks: Tensor | None = None
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        sampler = self.sampler_name + (
+            f" of ratio {self.ratio}" if self.ratio is not None and self.sampler_name in ("conv", "pool") else ""
+        )
+        choice = self.choice
+        words = [f"{self.num_heads} heads of {self.head_dim}", f"landmarks={self.landmarks} ({sampler})", f"inverse={choice.name}"]
+        if choice.normalization is not None:
+            words.append(f"normalization={choice.normalization}")
+        if choice.ridge is not None:
+            words.append(f"ridge={choice.ridge:g}")
+        if choice.gradient != "exact":
+            words.append(f"gradient={choice.gradient}")
+        return ", ".join(words)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last_landmarks": None}  # what the last batch left is no part of the module
+
+    def find_landmarks(self, q: Tensor, grid: Grid, hidden: Tensor | None = None) -> Tensor:
+        """Landmarks (batch, heads, count, head_dim) of the queries of tokens on the grid."""
+        if self.sampler is None:
+            count = None if isinstance(self.landmarks, str) else self.landmarks
+            assert self.ratio is not None
+            return conv_landmarks(q, grid, hidden, self.Qlandmark_op, self.Qnorm_act, ratio=self.ratio, count=count)
+        landmarks: Tensor = self.sampler(q, grid, hidden)
+        return landmarks
+
+    def forward(self, q: Tensor, v: Tensor, grid: Grid, hidden: Tensor | None = None) -> Tensor:
+        """Attention of (batch, heads, tokens, head_dim); tokens beside the grid come first."""
+        beside = q.shape[2] - _size(grid)
+        on_grid = q if beside == 0 else q[:, :, beside:]
+        landmarks = self.find_landmarks(on_grid, grid, None if hidden is None else hidden[:, beside:])
+        self._last_landmarks = None if _arrays.is_traced(landmarks) else landmarks.detach()
+        out = soft_attention(q, v, landmarks, key_padding_mask=hidden, **self.choice.arguments())
+        if not self.depthwise:
+            return out
+        if hidden is not None:
+            v = v.masked_fill(hidden[:, None, :, None], 0)
+        added = self._convolved(v if beside == 0 else v[:, :, beside:], grid)
+        return out + (added if beside == 0 else F.pad(added, (0, 0, beside, 0)))
+
+    def _convolved(self, v: Tensor, grid: Grid) -> Tensor:
+        """The depthwise term. One filter serves all channels of a head: as groups of one channels-last convolution."""
+        batch, heads, tokens, width = v.shape
+        image = v.transpose(1, 2).reshape(batch, *grid, heads * width).movedim(-1, 1)
+        weight = cast("Tensor", self.conv.weight).repeat_interleave(width, dim=0)
+        convolve: Callable[..., Tensor] = F.conv2d if self.grid_dims == 2 else F.conv1d
+        out = convolve(image, weight, padding=weight.shape[-1] // 2, groups=heads * width)
+        return out.movedim(1, -1).reshape(batch, tokens, heads, width).transpose(1, 2)
+
+
+def _size(grid: Grid) -> int:
+    size = 1
+    for side in grid:
+        size *= side
+    return size
+
+
+class SoftAttention(nn.Module):
+    r"""Softmax-free multi-head attention of a sequence or an image, at a cost linear in the number of tokens.
+
+    Queries and values are linear maps of the tokens; keys are the queries. Every head stands on a few landmarks L taken from
+    its queries: out = C (W + ridge I)^-1 C^T V with C = k(Q, L), W = k(L, L), k the Gaussian kernel of length scale
+    head_dim^(1/4). If `depthwise` is given, a depthwise convolution of V over the grid is added. A last linear map follows.
+
+    Parameters
+    ----------
+    dim : int
+        Width of the tokens.
+    num_heads : int
+        Heads; divides `dim`.
+    landmarks : int or "ratio", optional
+        Landmarks per head, at most, whatever the number of tokens: default 49. "ratio": one for each ratio x ratio tokens,
+        as published, at a cost that is not linear.
+    sampler : {"pool", "conv", "kmeans", "random"} or module, optional
+        Where landmarks come from: averages over a grid of cells (default), a learned strided convolution with LayerNorm and
+        GELU (as published), clusters, fixed places drawn once; or a module called with (q, grid, hidden), see
+        `softlinalg.torch.landmarks`.
+    ratio : int, optional
+        Kernel and stride of "conv" (default 4), cells of landmarks="ratio".
+    depthwise : int, optional
+        Odd kernel size of the depthwise convolution; default none.
+    grid_dims : {2, 1}
+        2 for images: `forward` then needs the grid wherever "conv" or `depthwise` is used. 1 for sequences.
+    inverse : {"certified", "exact", "published", "published-2021"}, optional
+        "certified" (default): certified to `tol`, each matrix by itself. "exact": Cholesky. "published": 20 Newton-Raphson
+        steps. "published-2021": the inverse that the weights of 2021 were trained with; it has no ridge, and its start
+        depends on the whole batch.
+    normalization : {None, "published", "symmetric"}
+        None: SOFT. "published": SOFT++, D^(-1/2) W^-1 D^(-1/2) with the row sums D of W. "symmetric": the attention matrix
+        itself with its own row sums.
+    ridge : float, optional
+        Default 0.01, and 0 for the published SOFT++.
+    steps : int, default 20
+        Of the published iteration.
+    tol : float, optional
+        Relative error that "certified" certifies.
+    gradient : {"exact", "published"}, optional
+        "published" is the formula of the paper, which is not the gradient of an iteration that has not converged.
+    bias : bool, default True
+        Biases of the three linear maps.
+    published : {False, True, "2021"}
+        Take the published computation as the default of everything above that is not given: sampler="conv",
+        landmarks="ratio", the published inverse and gradient, and for SOFT++ the start that depends on the whole batch.
+
+    Notes
+    -----
+    Linear maps begin as truncated normals of deviation 0.02 with zero bias, convolutions as PyTorch makes them. In all but
+    the modes "published-2021" and published=True with normalization="published", a sample does not feel the rest of its batch.
+    Averaged landmarks shrink; C W^-1 C^T is then another operator than full Gaussian attention, which trains well
+    (`attention_error` measures the difference).
+
+    References
+    ----------
+    .. [1] Lu et al., SOFT: Softmax-free Transformer with Linear Complexity (2021).
+    .. [2] Lu et al., Softmax-free Linear Transformers (2024).
+
+    Examples
+    --------
+    >>> import torch
+    >>> attention = SoftAttention(64, 2, sampler="conv", ratio=8, depthwise=9)
+    >>> attention(torch.randn(1, 56 * 56, 64), (56, 56)).shape
+    torch.Size([1, 3136, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        landmarks: int | str | None = None,
+        *,
+        sampler: str | nn.Module | None = None,
+        ratio: int | None = None,
+        depthwise: int | None = None,
+        grid_dims: int = 2,
+        inverse: str | None = None,
+        normalization: str | None = None,
+        ridge: float | None = None,
+        steps: int = 20,
+        tol: float | None = None,
+        gradient: str | None = None,
+        bias: bool = True,
+        published: Published = False,
+    ) -> None:
+        super().__init__()
+        func = "SoftAttention"
+        choice = inverse_choice(
+            func,
+            inverse=inverse,
+            normalization=normalization,
+            ridge=ridge,
+            steps=steps,
+            tol=tol,
+            gradient=gradient,
+            published=published,
+        )
+        landmarks = landmarks if landmarks is not None else ("ratio" if published else 49)
+        sampler = sampler if sampler is not None else ("conv" if published else "pool")
+        _check_sizes(func, dim, num_heads, depthwise, grid_dims)
+        _check_sampling(func, landmarks, sampler, ratio)
+        self.dim, self.num_heads = dim, num_heads
+        self.W_q = nn.Linear(dim, dim, bias=bias)
+        self.W_v = nn.Linear(dim, dim, bias=bias)
+        self.attn = LandmarkAttention(
+            dim // num_heads,
+            num_heads,
+            choice,
+            landmarks=landmarks,
+            sampler=sampler,
+            ratio=ratio if ratio is not None or sampler != "conv" else 4,
+            depthwise=depthwise,
+            grid_dims=grid_dims,
+        )
+        self.ff = nn.Linear(dim, dim, bias=bias)
+        for module in (self.W_q, self.W_v, self.ff):
+            initialize(module)
+
+    def heads(self, x: Tensor, linear: nn.Module) -> Tensor:
+        """(batch, tokens, dim) through a linear map to (batch, heads, tokens, head_dim)."""
+        batch, tokens, _ = x.shape
+        split: Tensor = linear(x).reshape(batch, tokens, self.num_heads, -1)
+        return split.transpose(1, 2)
+
+    def forward(self, x: Tensor, grid: Grid | None = None, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, tokens, dim)
+            Tokens; those that are not on the grid (a class token, registers) come first.
+        grid : (rows, columns) or (length,), optional
+            Default: a sequence of all tokens.
+        key_padding_mask : bool Tensor, shape (batch, tokens), optional
+            True marks tokens that count as absent, as keys and for the landmarks. Their own rows of the result mean nothing.
+
+        Returns
+        -------
+        Tensor, shape (batch, tokens, dim)
+
+        Raises
+        ------
+        ShapeError
+            Shapes that do not fit, or no grid where one is needed.
+        """
+        grid = self.check(x, grid, key_padding_mask)
+        q = self.heads(x, self.W_q).contiguous()
+        v = self.heads(x, self.W_v)
+        out = self.attn(q, v, grid, key_padding_mask)
+        result: Tensor = self.ff(out.transpose(1, 2).reshape(x.shape))
+        return result
+
+    def diagnostics(self) -> AttentionDiagnostics:
+        """How the landmark matrices of the last batch were inverted: certified error, steps, condition, rank for each head.
+
+        Returns
+        -------
+        AttentionDiagnostics
+            Fields of shape (batch, heads); print it for a table.
+
+        Raises
+        ------
+        ParameterError
+            If there is no last batch: the module was not called, or only inside torch.compile or torch.func.
+        """
+        from softlinalg.torch.diagnostics import diagnose_landmarks
+
+        landmarks = self.attn._last_landmarks
+        if landmarks is None:
+            message = "diagnostics: the module must have been called outside torch.compile; got no landmarks. Call it with a batch first."
+            raise ParameterError(message)
+        return diagnose_landmarks(landmarks, self.attn)
+
+    def check(self, x: Tensor, grid: Grid | None, hidden: Tensor | None) -> Grid:
+        """The grid, after checking that the shapes fit."""
+        func = "SoftAttention"
+        if x.ndim != 3 or x.shape[2] != self.dim or x.shape[1] == 0:
+            message = f"{func}: x must be (batch, tokens >= 1, {self.dim}); got {tuple(x.shape)}. Flatten a grid first."
+            raise ShapeError(message)
+        if hidden is not None and (tuple(hidden.shape) != tuple(x.shape[:2]) or hidden.dtype != torch.bool):
+            message = f"{func}: key_padding_mask must be bool {tuple(x.shape[:2])}; got {hidden.dtype} {tuple(hidden.shape)}. True hides."
+            raise ShapeError(message)
+        if grid is None:
+            attn = self.attn
+            if attn.grid_dims == 2 and (attn.sampler is None or attn.depthwise):
+                message = f"{func}: grid is needed by the convolutions; got None. Pass (rows, columns), or build with grid_dims=1."
+                raise ShapeError(message)
+            return (x.shape[1],)
+        if len(grid) not in (1, 2) or min(grid) < 1 or _size(grid) > x.shape[1]:
+            message = f"{func}: grid must hold at most the {x.shape[1]} tokens of x; got {tuple(grid)}. Pass (rows, columns)."
+            raise ShapeError(message)
+        if len(grid) != self.attn.grid_dims and (self.attn.sampler is None or self.attn.depthwise):
+            message = (
+                f"{func}: grid must have {self.attn.grid_dims} sides, as the convolutions of the module; got {tuple(grid)}. See grid_dims."
+            )
+            raise ShapeError(message)
+        return tuple(grid)
+
+
+def _check_sizes(func: str, dim: int, num_heads: int, depthwise: int | None, grid_dims: int) -> None:
+    if dim < 1 or num_heads < 1 or dim % num_heads:
+        message = f"{func}: num_heads must divide dim; got {num_heads} for {dim}. Published heads are 32 wide."
+        raise ParameterError(message)
+    if depthwise and (depthwise < 0 or depthwise % 2 == 0):
+        message = f"{func}: depthwise must be an odd kernel size or None; got {depthwise}. Published are 9, 5 and 3."
+        raise ParameterError(message)
+    if grid_dims not in (1, 2):
+        message = f"{func}: grid_dims must be 1 (sequences) or 2 (images); got {grid_dims}. The default is 2."
+        raise ParameterError(message)
+
+
+def _check_sampling(func: str, landmarks: int | str, sampler: str | nn.Module, ratio: int | None) -> None:
+    names = ("pool", "conv", "kmeans", "random")
+    if not isinstance(sampler, nn.Module) and sampler not in names:
+        message = (
+            f"{func}: sampler must be one of {', '.join(map(repr, names))} or a module; got {str(sampler)[:40]!r}. The default is 'pool'."
+        )
+        raise ParameterError(message)
+    if isinstance(landmarks, bool) or not (landmarks == "ratio" or (isinstance(landmarks, int) and landmarks >= 1)):
+        message = f"{func}: landmarks must be a whole number of at least 1 or 'ratio'; got {str(landmarks)[:40]!r}. The default is 49."
+        raise ParameterError(message)
+    if landmarks == "ratio" and (ratio is None or sampler not in ("pool", "conv")):
+        message = f"{func}: landmarks='ratio' needs ratio and the sampler 'pool' or 'conv'; got ratio={ratio}. Published are 8, 4 and 2."
+        raise ParameterError(message)
+    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, int) or ratio < 1):
+        message = f"{func}: ratio must be a whole number of at least 1; got {str(ratio)[:40]!r}. Published are 8, 4 and 2."
+        raise ParameterError(message)
+
+
+def initialize(module: nn.Module) -> None:
+    """Begin as published models do: linear maps as truncated normals of deviation 0.02, biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, leave out the whole branch of a sample with probability `rate`, and scale the others.
+
+    References
+    ----------
+    .. [1] Huang et al., Deep networks with stochastic depth (2016).
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = float(rate)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return f"{self.rate:.3g}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch, or zeros for some of the samples."""
+        if self.rate == 0 or not self.training:
+            return x
+        keep = torch.empty(x.shape[0], *(1,) * (x.ndim - 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+
+class SoftBlock(nn.Module):
+    """A transformer block on softmax-free attention: y = LN(x + drop(attention(x))), out = LN(y + drop(mlp(y))).
+
+    Parameters
+    ----------
+    dim, num_heads : int
+        As in `SoftAttention`.
+    mlp_ratio : float, default 4
+        Hidden width of the feed-forward part, GELU in its tanh form, over `dim`.
+    drop_path : float, default 0
+        Rate of stochastic depth.
+    stochastic_depth : {"sample", "element"}, optional
+        "sample" (default): whole branches of a sample are left out. "element": the element-wise dropout of the published code.
+    pre_norm : bool, default False
+        Normalize what enters a branch instead: y = x + drop(attention(LN(x))), out = y + drop(mlp(LN(y))).
+    ratio, depthwise, grid_dims, **attention
+        As in `SoftAttention`; published=True also makes stochastic_depth="element" the default.
+
+    Examples
+    --------
+    >>> import torch
+    >>> SoftBlock(64, 2, depthwise=5)(torch.randn(2, 14 * 14, 64), (14, 14)).shape
+    torch.Size([2, 196, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        stochastic_depth: str | None = None,
+        pre_norm: bool = False,
+        ratio: int | None = None,
+        depthwise: int | None = None,
+        grid_dims: int = 2,
+        **attention: Unpack[AttentionOptions],
+    ) -> None:
+        super().__init__()
+        if stochastic_depth is None:
+            stochastic_depth = "element" if attention.get("published") else "sample"
+        if stochastic_depth not in ("sample", "element"):
+            message = (
+                f"SoftBlock: stochastic_depth must be 'sample' or 'element'; got {str(stochastic_depth)[:40]!r}. The default is 'sample'."
+            )
+            raise ParameterError(message)
+        if not 0 <= drop_path < 1:
+            message = f"SoftBlock: drop_path must lie in [0, 1); got {drop_path}. The published recipe has 0.1."
+            raise ParameterError(message)
+        self.pre_norm = pre_norm
+        self.mha = SoftAttention(dim, num_heads, ratio=ratio, depthwise=depthwise, grid_dims=grid_dims, **attention)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.ff1 = nn.Linear(dim, int(mlp_ratio * dim))
+        self.act = nn.GELU(approximate="tanh")
+        self.ff2 = nn.Linear(int(mlp_ratio * dim), dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.drop: nn.Module = DropPath(drop_path) if stochastic_depth == "sample" else nn.Dropout(drop_path)
+        for module in (self.ff1, self.ff2):
+            initialize(module)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return "pre-norm" if self.pre_norm else "post-norm"
+
+    def forward(self, x: Tensor, grid: Grid | None = None, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """Tokens (batch, tokens, dim) to the same; arguments as in `SoftAttention.forward`."""
+        if self.pre_norm:
+            x = x + self.drop(self.mha(self.norm1(x), grid, key_padding_mask=key_padding_mask))
+            out: Tensor = x + self.drop(self._mlp(self.norm2(x)))
+            return out
+        x = self.norm1(x + self.drop(self.mha(x, grid, key_padding_mask=key_padding_mask)))
+        y: Tensor = self.norm2(x + self.drop(self._mlp(x)))
+        return y
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        out: Tensor = self.ff2(self.act(self.ff1(x)))
+        return out
