@@ -28,8 +28,8 @@ __all__ = [
     "check_finite",
     "check_memory",
     "check_square",
-    "clamped_exp_in_place",
     "cholesky",
+    "clamped_exp_in_place",
     "compute_dtype",
     "detach",
     "device_of",
@@ -316,7 +316,7 @@ def real_scalar(value: Any, *, func: str, name: str, minimum: float = 0.0, stric
         message = f"{func}: {name} must be a number {relation} {minimum:g}; got {type(value).__name__}. Pass a float."
         raise ParameterError(message) from error
     low_enough = number > minimum if strict else number >= minimum
-    if isinstance(value, bool) or not (math.isfinite(number) and low_enough and number <= maximum):
+    if isinstance(value, bool) or not (abs(number) < math.inf and low_enough and number <= maximum):
         upper = "" if maximum == math.inf else f" and <= {maximum:g}"
         message = f"{func}: {name} must be a finite number {relation} {minimum:g}{upper}; got {number!r}. Choose a value in that range."
         raise ParameterError(message)
@@ -791,7 +791,8 @@ def empty_in_order_of(x: Array, shape: tuple[int, ...], *, xp: Namespace) -> Arr
     Attention heads are usually a view of (batch, tokens, heads, features): results in that order merge without a copy.
     """
     if compat.is_torch_array(x) and len(shape) == x.ndim:
-        order = sorted(range(x.ndim), key=lambda axis: (-x.stride(axis), axis))
+        strides = tuple(x.stride())
+        order = sorted(range(x.ndim), key=lambda axis: (-strides[axis], axis))
         inverse = [order.index(axis) for axis in range(x.ndim)]
         memory: Array = x.new_empty([shape[axis] for axis in order])
         return memory.permute(inverse)

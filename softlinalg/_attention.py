@@ -1,39 +1,44 @@
 r"""Softmax-free attention: the Nystrom approximation of a Gaussian kernel matrix over tokens, applied to values.
 
-With C = k(q, L), E = k(keys, L) and W = k(L, L) the output is C (W + ridge I)^-1 (E^T v), computed from right to left: nothing
-of size tokens x tokens exists, and the cost is linear in the number of tokens.
+With C = k(q, L), E = k(keys, L) and W = k(L, L) the output is C X (E^T v), X an inverse of W, computed from right to left: nothing
+of size tokens x tokens exists, and the cost is linear in the number of tokens. `_attention_blocks.py` does it in reused memory;
+the form here is made of new arrays only, so that it can be differentiated, mapped and compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _iterations
-from softlinalg._kernels import Gaussian
+from softlinalg import _arrays, _attention_blocks, _iterations
+from softlinalg._attention_blocks import Columns, lowest_exponent
+from softlinalg._kernel_distances import GaussianColumns, mirror
 from softlinalg._newton_pinv import newton_pinv
 from softlinalg._pinv import ridge_inverse
 from softlinalg._typing import Array, Namespace
-from softlinalg.errors import ParameterError, ShapeError
+from softlinalg.errors import DTypeError, ParameterError, ShapeError
 
 __all__ = ["InverseSettings", "soft_attention"]
 
 _INVERSES = ("certified", "published", "exact")
 _NORMALIZATIONS = (None, "published", "symmetric")
+RIDGE = 0.01
+"""As in the published SOFT; kernel matrices have ones on their diagonal."""
 
 
+# ------------------------------------------------------------------------------------------- the inverse
 class InverseSettings(NamedTuple):
-    """How the kernel matrix of the landmarks is inverted."""
+    """How the kernel matrix of the landmarks is inverted: checked settings."""
 
     inverse: str = "certified"
     """"certified", "published" or "exact"."""
-    ridge: float = 0.01
+    ridge: float = RIDGE
     steps: int = 20
     """Newton-Raphson steps of "published"."""
     tol: float | None = None
     """Relative error that "certified" certifies."""
     alpha: str = "matrix"
-    """Start of "published": one factor per matrix, or one for the "batch" as in the published SOFT++."""
+    """Start of "published": a factor for each "matrix", or one for the "batch" as in the published SOFT++."""
     normalization: str | None = None
 
 
@@ -47,7 +52,7 @@ def inverse_settings(
     published_alpha: str,
     normalization: str | None,
 ) -> InverseSettings:
-    """Check the settings; `ridge` None is 0.01, but 0 for the published SOFT++."""
+    """Check the settings. `ridge` None is 0.01, but 0 for the published SOFT++ (inverse and normalization "published")."""
     for name, value, known in (
         ("inverse", inverse, _INVERSES),
         ("normalization", normalization, _NORMALIZATIONS),
@@ -57,15 +62,22 @@ def inverse_settings(
             shown = ", ".join(repr(word) for word in known)
             message = f"{func}: {name} must be one of {shown}; got {str(value)[:40]!r}. The default is {known[0]!r}."
             raise ParameterError(message)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        message = f"{func}: steps must be an int >= 0; got {str(steps)[:40]!r}. The published number is 20."
+        raise ParameterError(message)
+    if tol is not None:
+        tol = _arrays.real_scalar(tol, func=func, name="tol", maximum=0.5)
     if ridge is None:
-        ridge = 0.0 if (inverse, normalization) == ("published", "published") else 0.01
+        ridge = 0.0 if (inverse, normalization) == ("published", "published") else RIDGE
     ridge = _arrays.real_scalar(ridge, func=func, name="ridge", strict=False)
     return InverseSettings(inverse, ridge, steps, tol, published_alpha, normalization)
 
 
 def start_factor(w: Array, settings: InverseSettings, *, xp: Namespace) -> Array:
-    """Factor alpha of the published start alpha (W + ridge I), shape (...); a constant to differentiation."""
-    w = _arrays.detach(w)
+    """Factor alpha of the published start alpha (W + ridge I), shape (...).
+
+    For a "batch" 2 / max^2 over all matrices, halved while the largest column sum of |I - alpha W W| is above 1.01, ten times at most.
+    """
     if settings.alpha == "matrix":
         return _iterations.published_alpha(w, xp=xp)
     largest = xp.max(xp.sum(w, axis=-1))
@@ -88,8 +100,8 @@ def plain_inverse(w: Array, settings: InverseSettings, *, xp: Namespace) -> Arra
     if settings.inverse == "certified":
         return ridge_inverse(w, settings.ridge, tol=settings.tol, check_finite=False)
     if settings.inverse == "exact":
-        wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp))
-        return xp.astype(_arrays.spd_inverse(wide + settings.ridge * _arrays.eye_like(wide, xp=xp), xp=xp)[0], w.dtype)
+        wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
+        return xp.astype(_arrays.spd_inverse(wide + settings.ridge * _arrays.eye_like(wide, xp=xp), xp=xp)[0], w.dtype, copy=False)
     return newton_inverse(w, start_factor(w, settings, xp=xp), settings)
 
 
@@ -98,45 +110,103 @@ def newton_inverse(w: Array, alpha: Array, settings: InverseSettings) -> Array:
     return newton_pinv(w, steps=settings.steps, alpha=alpha, ridge=settings.ridge, check_finite=False).value
 
 
+def newton_start_slope(w: Array, alpha: Array, settings: InverseSettings, *, xp: Namespace) -> Array:
+    r"""Derivative of `newton_inverse` by alpha, (..., m, m), with P = W + ridge I fixed.
+
+    V = (I - (I - alpha P^2)^(2^k)) P^-1, so dV / dalpha = 2^k (I - alpha P^2)^(2^k - 1) P; the power is the product of the squares
+    (I - alpha P^2)^(2^j), j < k. 2 k products.
+    """
+    eye = _arrays.eye_like(w, xp=xp)
+    p = w + settings.ridge * eye
+    square = eye - alpha[..., None, None] * (p @ p)
+    power = eye
+    for step in range(settings.steps):
+        power = power @ square
+        square = square @ square if step + 1 < settings.steps else square
+    return 2.0**settings.steps * (power @ p)
+
+
 def normalized(x: Array, w: Array, *, xp: Namespace) -> Array:
     """D^(-1/2) X D^(-1/2), D the row sums of W: the published SOFT++."""
     scale = 1 / xp.sqrt(xp.sum(w, axis=-1))
     return scale[..., :, None] * x * scale[..., None, :]
 
 
-def assemble(
+# ------------------------------------------------------------------------------------------ kernel matrices
+def features(points: Array, landmarks: Array, length_scale: float, *, xp: Namespace) -> Array:
+    """k(points, landmarks), new arrays only; zero where it is below the square root of the smallest normal number."""
+    columns = GaussianColumns(landmarks, 1 / length_scale, func="soft_attention", xp=xp)
+    return _values(columns(points), xp=xp)
+
+
+def _values(exponents: Array, *, xp: Namespace) -> Array:
+    lowest = lowest_exponent(exponents.dtype)
+    vanishing = exponents < lowest
+    values = xp.exp(xp.where(vanishing, xp.zeros_like(exponents), exponents))
+    return xp.where(vanishing, xp.zeros_like(values), values)
+
+
+def landmark_kernel(landmarks: Array, length_scale: float, settings: InverseSettings, *, xp: Namespace) -> Array:
+    """W = k(L, L), symmetric with a unit diagonal, in the type in which it is inverted.
+
+    Distances are computed in float64 where the device has it: the smallest ones decide about the condition of W. It is inverted in
+    float64 too, but by the published iteration in the type of the tokens, as published.
+    """
+    wide = xp.astype(landmarks, _arrays.wide_dtype(landmarks, xp=xp), copy=False)
+    w = mirror(features(wide, wide, length_scale, xp=xp), 1.0, xp=xp)
+    return xp.astype(w, landmarks.dtype, copy=False) if settings.inverse == "published" else w
+
+
+# --------------------------------------------------------------------------------------------- attention
+def composite(
     q: Array,
     k: Array | None,
     v: Array,
     landmarks: Array,
     hidden: Array | None,
+    x: Array,
     *,
     length_scale: float,
     normalization: str | None,
-    invert: Callable[[Array], Array],
     xp: Namespace,
 ) -> Array:
-    """C X (E^T v) and its normalizations, differentiable; `hidden` (..., keys) marks keys that count as absent."""
-    kernel = Gaussian(length_scale)
-    if hidden is not None:
-        v = xp.where(hidden[..., None], xp.zeros_like(v), v)
-    wide = _arrays.wide_dtype(landmarks, xp=xp)
-    w = xp.astype(kernel(xp.astype(landmarks, wide)), landmarks.dtype)  # (..., m, m); distances between near landmarks decide its rank
-    x = invert(w)  # normalized already, if that is published
-    queries = kernel(q, landmarks)  # (..., n, m)
-    keys = queries if k is None else kernel(k, landmarks)
-    if hidden is not None:
-        keys = xp.where(hidden[..., None], xp.zeros_like(keys), keys)
+    """C X (E^T v), or normalized by the row sums of C X E^T, from new arrays only; `hidden` (..., keys) marks absent keys."""
+    gone = None if hidden is None else hidden[..., None]
+    if gone is not None:
+        v = xp.where(gone, xp.zeros_like(v), v)
+        if k is None:
+            q = xp.where(gone, xp.zeros_like(q), q)
+        else:
+            k = xp.where(gone, xp.zeros_like(k), k)
+    queries = features(q, landmarks, length_scale, xp=xp)  # (..., n, m)
+    keys = queries if k is None else features(k, landmarks, length_scale, xp=xp)
+    out = combine(queries, keys, v, gone, x, is_self=k is None, normalization=normalization, xp=xp)
+    return xp.where(gone, xp.zeros_like(out), out) if gone is not None and k is None else out
+
+
+def combine(
+    queries: Array, keys: Array, v: Array, gone: Array | None, x: Array, *, is_self: bool, normalization: str | None, xp: Namespace
+) -> Array:
+    """C X (E^T v) from the features; the small products in the type of X. Hidden keys have v = 0 already."""
+
+    def apply(moment: Array) -> Array:
+        return queries @ xp.astype(x @ xp.astype(moment, x.dtype, copy=False), queries.dtype, copy=False)
+
     if normalization != "symmetric":
-        return queries @ (x @ (xp.matrix_transpose(keys) @ v))
-    row = _inverse_root(queries, x, keys, xp=xp)
-    column = row if k is None and hidden is None else _inverse_root(keys, x, queries, xp=xp)
-    return row * (queries @ (x @ (xp.matrix_transpose(keys) @ (column * v))))
+        return apply(xp.matrix_transpose(keys) @ v)
+    # Columns of weights: one for each key that is there.
+    present = xp.ones_like(keys[..., :1]) if gone is None else xp.astype(~gone, keys.dtype)
+    row = _inverse_root(apply(xp.matrix_transpose(keys) @ present), xp=xp)
+    if is_self:
+        column = row
+    else:
+        sums = xp.matrix_transpose(x) @ xp.astype(xp.sum(queries, axis=-2)[..., None], x.dtype, copy=False)
+        column = _inverse_root(keys @ xp.astype(sums, keys.dtype, copy=False), xp=xp)
+    return row * apply(xp.matrix_transpose(keys) @ (column * v))
 
 
-def _inverse_root(queries: Array, x: Array, keys: Array, *, xp: Namespace) -> Array:
-    """D^(-1/2) as a column, D = max(1, C X E^T 1): a kernel matrix has row sums of at least its diagonal, one."""
-    sums = queries @ (x @ xp.sum(keys, axis=-2)[..., :, None])  # (..., n, 1)
+def _inverse_root(sums: Array, *, xp: Namespace) -> Array:
+    """D^(-1/2), D = max(1, approximated row sums): those of a kernel matrix are at least its diagonal, one."""
     return 1 / xp.sqrt(xp.maximum(sums, xp.ones_like(sums)))
 
 
@@ -154,58 +224,148 @@ def soft_attention(
     tol: float | None = None,
     published_alpha: str = "matrix",
     length_scale: float | None = None,
+    check_finite: bool = True,
 ) -> Array:
-    r"""Softmax-free attention C (W + ridge I)^-1 (E^T v) at a cost linear in the number of tokens.
+    r"""Softmax-free attention C (W + ridge I)^-1 (E^T v): linear in the number of tokens.
 
     Parameters
     ----------
     q : array, shape (..., n, d)
-        Queries, unscaled.
-    v : array, shape (..., n, e)
+        Queries, unscaled. Leading axes (batch, heads) broadcast.
+    v : array, shape (..., keys, e)
         Values, one per key.
     landmarks : array, shape (..., m, d)
-        In the units of `q`.
+        Points in the units of `q` on which the approximation stands; any number.
     k : array, shape (..., keys, d), optional
-        Keys. Default: the queries.
+        Keys. Default: the queries (self-attention), as published.
+    ridge : float, optional
+        Added to the diagonal of W. Default 0.01, as published; 0 for the published SOFT++ (both "published").
+    inverse : {"certified", "published", "exact"}
+        "certified": `ridge_inverse` to a certified error. "exact": the same by Cholesky, without a certificate. "published":
+        `steps` Newton-Raphson steps from 1.8 / |W|_1^2 (W + ridge I), which need not have converged.
+    normalization : {None, "published", "symmetric"}
+        None: SOFT. "published": D^(-1/2) X D^(-1/2) with D the row sums of W (SOFT++). "symmetric": D^(-1/2) C X E^T D^(-1/2)
+        with D the row sums of the approximated attention C X E^T (and its column sums on the side of the keys), at least one,
+        as those of a kernel matrix are; the same linear cost.
+    key_padding_mask : boolean array, shape (..., keys), optional
+        True for keys that count as absent. In self-attention their own output is zero.
+    steps : int, default 20
+        Of the published inverse.
+    tol : float, optional
+        Relative error to certify. Default as in `ridge_inverse`.
+    published_alpha : {"matrix", "batch"}
+        Start of the published inverse: for each matrix on its own, or 2 / max^2 over all of them, halved, as in the published SOFT++.
+    length_scale : float, optional
+        Default d^(1/4): exponents -|q - k|^2 / (2 sqrt(d)), as published.
+    check_finite : bool, default True
+        Refuse NaN and infinity.
+
+    Returns
+    -------
+    array, shape (..., n, e)
+        dtype, library and device of the input; half precisions are computed in float32.
+
+    Raises
+    ------
+    ShapeError, DTypeError, NonFiniteError, ParameterError, BackendMismatchError
+
+    Notes
+    -----
+    O(n m (d + e) + m^3) time and O(n m) memory for each head. W and its inverse are in float64 where the device has it. What is
+    approximated is full Gaussian attention (`Gaussian(d**0.25)(q, k) @ v`): well for smooth kernels, hardly at all for queries that
+    are far from every landmark, where the output tends to zero. There is no causal form: each output uses sums over all keys.
+
+    References
+    ----------
+    .. [1] Lu et al., SOFT: Softmax-free Transformer with Linear Complexity (2021).
+    .. [2] Lu et al., Softmax-free Linear Transformers (2024).
+
+    Examples
+    --------
+    >>> import numpy as np, softlinalg
+    >>> q = np.random.default_rng(0).normal(size=(6, 4))
+    >>> v = np.eye(6)
+    >>> approximate = softlinalg.soft_attention(q, v, q, ridge=1e-9)  # every query a landmark: no approximation
+    >>> bool(np.allclose(approximate, softlinalg.gaussian_kernel(q, length_scale=4**0.25)))
+    True
     """
     func = "soft_attention"
-    names = {"q": q, "v": v, "landmarks": landmarks, "k": k}
-    xp, (q, v, landmarks, k), dtype = _arrays.prepare(func, names)
+    xp, (q, v, landmarks, k), dtype = _arrays.prepare(func, {"q": q, "v": v, "landmarks": landmarks, "k": k})
     settings = inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )
-    check_shapes(func, q, k, v, landmarks)
+    check_shapes(func, q, k, v, landmarks, key_padding_mask)
     scale = q.shape[-1] ** 0.25 if length_scale is None else _arrays.real_scalar(length_scale, func=func, name="length_scale")
+    for name, array in (("q", q), ("v", v), ("landmarks", landmarks), ("k", k)):
+        if check_finite and array is not None:
+            _arrays.check_finite(array, func=func, name=name, xp=xp)
     work = _arrays.compute_dtype(dtype, xp=xp)
-    q, v, landmarks = (xp.astype(x, work) for x in (q, v, landmarks))
-    out = assemble(
-        q,
-        None if k is None else xp.astype(k, work),
-        v,
-        landmarks,
-        key_padding_mask,
-        length_scale=scale,
-        normalization=normalization,
-        invert=lambda w: landmark_inverse(w, settings, xp=xp),
-        xp=xp,
-    )
-    return xp.astype(out, dtype)
+    landmarks = xp.astype(landmarks, work, copy=False)
+    with _arrays.quiet(landmarks):
+        x = landmark_inverse(landmark_kernel(landmarks, scale, settings, xp=xp), settings, xp=xp)
+        q, v, k = (None if array is None else xp.astype(array, work, copy=False) for array in (q, v, k))
+        out = _blocked(q, k, v, landmarks, key_padding_mask, x, scale, xp=xp) if normalization != "symmetric" else None
+        if out is None:
+            out = composite(q, k, v, landmarks, key_padding_mask, x, length_scale=scale, normalization=normalization, xp=xp)
+    return xp.astype(out, dtype, copy=False)
 
 
-def check_shapes(func: str, q: Any, k: Any, v: Any, landmarks: Any) -> None:
+def _blocked(
+    q: Array, k: Array | None, v: Array, landmarks: Array, hidden: Array | None, x: Array, length_scale: float, *, xp: Namespace
+) -> Array | None:
+    """C X (E^T v) in reused memory, where the library allows it and no landmark is far from the others."""
+    if not _arrays.may_reuse_buffers(*(array for array in (q, k, v, landmarks, x) if array is not None)):
+        return None
+    points = [q, v, landmarks, *([] if k is None else [k])]
+    batch = _broadcast(*(tuple(array.shape[:-2]) for array in points), *([] if hidden is None else [tuple(hidden.shape[:-1])]))
+    columns = Columns(_as_heads(landmarks, batch, xp=xp), 1 / length_scale, xp=xp)
+    if not columns.near_landmarks():
+        return None
+    q, v, x = (_as_heads(array, batch, xp=xp) for array in (q, v, x))
+    k = None if k is None else _as_heads(k, batch, xp=xp)
+    absent = None if hidden is None else _as_heads(hidden[..., None], batch, xp=xp)[..., 0]
+    out = _attention_blocks.attend(q, k, v, absent, x, columns).out
+    return xp.reshape(out, (*batch, *out.shape[-2:]))
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The common shape of batches."""
+    size = max(len(shape) for shape in shapes)
+    padded = [(1,) * (size - len(shape)) + shape for shape in shapes]
+    return tuple(max(lengths) if min(lengths) else 0 for lengths in zip(*padded, strict=True))
+
+
+def _as_heads(x: Array, batch: tuple[int, ...], *, xp: Namespace) -> Array:
+    """(..., n, d) as (b, h, n, d), h the last of the batch axes."""
+    spread = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
+    heads = batch[-1] if batch else 1
+    return xp.reshape(spread, (math.prod(batch[:-1]), heads, *x.shape[-2:]))
+
+
+def check_shapes(func: str, q: Any, k: Any, v: Any, landmarks: Any, hidden: Any) -> None:
     """Raise ShapeError unless the arrays fit together."""
     for name, x in (("q", q), ("v", v), ("landmarks", landmarks), ("k", k)):
-        if x is not None and x.ndim < 2:
+        if x is not None and (x.ndim < 2 or x.shape[-1] == 0):
             message = f"{func}: {name} must have shape (..., tokens, features); got {tuple(x.shape)}. Pass matrices."
             raise ShapeError(message)
     for name, x in (("landmarks", landmarks), ("k", k)):
         if x is not None and x.shape[-1] != q.shape[-1]:
             message = f"{func}: {name} must have the {q.shape[-1]} features of q; got {x.shape[-1]}. Pass points in the space of q."
             raise ShapeError(message)
-    keys = q if k is None else k
-    if v.shape[-2] != keys.shape[-2]:
-        message = f"{func}: v must have one row per key ({keys.shape[-2]}); got {v.shape[-2]}. Pass one value per key."
+    keys = (q if k is None else k).shape[-2]
+    if v.shape[-2] != keys:
+        message = f"{func}: v must have one row per key ({keys}); got {v.shape[-2]}. Pass one value per key."
         raise ShapeError(message)
     if landmarks.shape[-2] == 0:
         message = f"{func}: landmarks must have at least one row; got shape {tuple(landmarks.shape)}. Pass m >= 1 landmarks."
+        raise ShapeError(message)
+    if hidden is None:
+        return
+    if _arrays.dtype_name(hidden.dtype) != "bool":
+        found = _arrays.dtype_name(hidden.dtype)
+        message = f"{func}: key_padding_mask must be boolean, True for absent keys; got dtype {found}. Pass mask == 0 or mask.bool()."
+        raise DTypeError(message)
+    if hidden.ndim < 1 or hidden.shape[-1] != keys:
+        got = tuple(hidden.shape)
+        message = f"{func}: key_padding_mask must have one entry per key ({keys}) in its last axis; got shape {got}. Pass (batch, keys)."
         raise ShapeError(message)

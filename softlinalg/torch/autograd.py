@@ -1,4 +1,8 @@
-"""Derivatives of the core's inverses, wired into PyTorch: reverse and forward mode, twice, and vmap."""
+"""The core's inverses and attention products with their derivatives, wired into PyTorch. No formula stands here.
+
+`landmark_inverse` can be differentiated twice in both modes, mapped and compiled. `attend` and `feature_matrix` are the fast
+forms for plain tensors: in reused memory, forward and backward; a second derivative goes through the composite form.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from softlinalg import _attention
+from softlinalg import _arrays, _attention, _attention_blocks
 from softlinalg._attention import InverseSettings
+from softlinalg._attention_blocks import Columns
 from softlinalg._newton_pinv import newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._pinv import ridge_inverse_jvp, ridge_inverse_vjp
 from softlinalg.errors import ParameterError
@@ -17,8 +22,8 @@ from softlinalg.errors import ParameterError
 __all__ = ["landmark_inverse"]
 
 
-class _RidgeInverse(torch.autograd.Function):
-    """(W + ridge I)^-1, certified or exact; implicit derivative."""
+class _CompiledRidgeInverse(torch.autograd.Function):
+    """(W + ridge I)^-1, certified or exact; implicit derivative, from the value alone. torch.compile takes no forward mode."""
 
     generate_vmap_rule = True
 
@@ -37,6 +42,10 @@ class _RidgeInverse(torch.autograd.Function):
         (value,) = ctx.saved_tensors
         return ridge_inverse_vjp(value, grad)[0], None
 
+
+class _RidgeInverse(_CompiledRidgeInverse):
+    """The same with its derivative in forward mode."""
+
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (value,) = ctx.saved_tensors
@@ -44,8 +53,8 @@ class _RidgeInverse(torch.autograd.Function):
         return slope
 
 
-class _Newton(torch.autograd.Function):
-    """A fixed number of Newton-Raphson steps from alpha (W + ridge I); derivative of those steps, alpha constant."""
+class _CompiledNewton(torch.autograd.Function):
+    """A fixed number of Newton-Raphson steps from alpha (W + ridge I); the derivative of those steps."""
 
     generate_vmap_rule = True
 
@@ -61,17 +70,27 @@ class _Newton(torch.autograd.Function):
         ctx.save_for_forward(w, alpha, output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         w, alpha, value = ctx.saved_tensors
-        settings = ctx.settings
+        settings, by_start = ctx.settings, None
         slope = newton_pinv_vjp(w, grad, steps=settings.steps, alpha=alpha, ridge=settings.ridge, gradient=ctx.gradient, value=value)
-        return slope, None, None, None
+        if ctx.gradient == "exact":
+            by_start = (grad * _attention.newton_start_slope(w, alpha, settings, xp=xp)).sum((-2, -1))
+        return slope, by_start, None, None
+
+
+class _Newton(_CompiledNewton):
+    """The same with its derivative in forward mode."""
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+    def jvp(ctx: Any, tangent: Tensor, start_tangent: Tensor | None, *_: None) -> Tensor:
+        if ctx.gradient != "exact":
+            message = "landmark_inverse: gradient must be 'exact' in forward mode; got 'published', a rule for backward alone."
+            raise ParameterError(message)
         w, alpha, _value = ctx.saved_tensors
-        settings = ctx.settings
-        slope: Tensor = newton_pinv_jvp(w, tangent, steps=settings.steps, alpha=alpha, ridge=settings.ridge)
+        slope: Tensor = newton_pinv_jvp(w, tangent, steps=ctx.settings.steps, alpha=alpha, ridge=ctx.settings.ridge)
+        if start_tangent is not None:
+            slope = slope + start_tangent[..., None, None] * _attention.newton_start_slope(w, alpha, ctx.settings, xp=xp)
         return slope
 
 
@@ -86,7 +105,43 @@ def landmark_inverse(
     tol: float | None = None,
     published_alpha: str = "matrix",
 ) -> Tensor:
-    """Inverse of the kernel matrix of the landmarks, (W + ridge I)^-1, with its derivatives."""
+    r"""Inverse of the kernel matrix of the landmarks, W + ridge I, with its derivatives.
+
+    Parameters
+    ----------
+    w : Tensor, shape (..., m, m)
+        Symmetric, non-negative entries. "certified" refuses asymmetry beyond rounding.
+    ridge : float, optional
+        Default 0.01; 0 for the published SOFT++ (inverse and normalization "published").
+    inverse : {"certified", "published", "exact"}
+        "certified": `softlinalg.ridge_inverse`. "exact": Cholesky, without a certificate. "published": Newton-Raphson steps.
+    steps : int, default 20
+        Of "published".
+    gradient : {"exact", "published"}
+        "exact": the derivative of the value returned; for inverse="published" that of its fixed number of steps. "published":
+        -V^T G V^T, the formula of the paper, for backward and inverse="published" alone. It is not the gradient of what forward
+        computed unless the steps have converged (cosines of -0.8 were measured).
+    normalization : {None, "published", "symmetric"}
+        "published" returns D^(-1/2) X D^(-1/2), D the row sums of `w`; the others change nothing here.
+    tol : float, optional
+        Relative error to certify, as in `softlinalg.ridge_inverse`.
+    published_alpha : {"matrix", "batch"}
+        Start of "published" from each matrix alone, or one for all of them, as in the published SOFT++.
+
+    Returns
+    -------
+    Tensor, shape (..., m, m)
+        Type and device of `w`. In compiled and mapped code members without a certificate are NaN.
+
+    Raises
+    ------
+    ParameterError, ShapeError, InputError, ConvergenceError
+
+    Notes
+    -----
+    Differentiable twice, in reverse and forward mode; the gradient of the first two is -Y sym(G) Y, exact up to the certified
+    error. Nothing of the iteration is kept for backward.
+    """
     func = "landmark_inverse"
     settings = _attention.inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
@@ -94,10 +149,109 @@ def landmark_inverse(
     if gradient not in ("exact", "published"):
         message = f"{func}: gradient must be 'exact' or 'published'; got {str(gradient)[:40]!r}. The default is 'exact'."
         raise ParameterError(message)
+    compiling = torch.compiler.is_compiling()
     if settings.inverse == "published":
-        x: Tensor = _Newton.apply(w, _attention.start_factor(w, settings, xp=xp), settings, gradient)  # type: ignore[no-untyped-call]
+        alpha = _attention.start_factor(w if gradient == "exact" else w.detach(), settings, xp=xp)
+        x: Tensor = (_CompiledNewton if compiling else _Newton).apply(w, alpha, settings, gradient)  # type: ignore[no-untyped-call]
     else:
-        x = _RidgeInverse.apply(w, settings)  # type: ignore[no-untyped-call]
-    if normalization == "published":
-        x = _attention.normalized(x, w, xp=xp)
-    return x
+        if gradient == "published":
+            message = f"{func}: gradient 'published' must go with inverse='published'; got inverse={inverse!r}. Use gradient='exact'."
+            raise ParameterError(message)
+        x = (_CompiledRidgeInverse if compiling else _RidgeInverse).apply(w, settings)  # type: ignore[no-untyped-call]
+    return _attention.normalized(x, w, xp=xp) if normalization == "published" else x
+
+
+class _Attend(torch.autograd.Function):
+    """C X (E^T v) in blocks; backward in blocks from the features that forward kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor,
+        landmarks: Tensor,
+        x: Tensor,
+        hidden: Tensor | None,
+        columns: Columns,
+        scale: float,
+    ) -> Tensor:
+        made = _attention_blocks.attend(q, k, v, hidden, x, columns)
+        columns.release()
+        key_features = None if k is None else made.key_features
+        ctx.save_for_backward(q, k, v, landmarks, x, hidden, made.features, key_features, made.moment)
+        ctx.columns, ctx.scale = columns, scale
+        out: Tensor = made.out
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, landmarks, x, hidden, features, key_features, moment = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted: through the composite form
+            return (*_differentiably(grad, ctx, (q, k, v, landmarks, x), hidden), None, None, None)
+        saved = _attention_blocks.Forward(grad, features, features if k is None else key_features, moment)
+        found = _attention_blocks.attend_vjp(grad, q, k, v, hidden, x, ctx.columns, saved)
+        ctx.columns.release()
+        return found.q, found.k, found.v, found.landmarks.to(landmarks.dtype), found.x.to(x.dtype), None, None, None
+
+
+def _differentiably(grad: Tensor, ctx: Any, inputs: tuple[Any, ...], hidden: Tensor | None) -> list[Tensor | None]:
+    """The gradient as a differentiable function of the inputs and of `grad`."""
+    q, k, v, landmarks, x = inputs
+    work = landmarks.dtype
+    out = _attention.composite(
+        q.to(work), None if k is None else k.to(work), v.to(work), landmarks, hidden, x, length_scale=ctx.scale, normalization=None, xp=xp
+    )
+    wanted = [p for p, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    found = iter(torch.autograd.grad(out, wanted, grad.to(out.dtype), create_graph=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(inputs)]]
+
+
+class _FeatureMatrix(torch.autograd.Function):
+    """k(points, L) in blocks, and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, landmarks: Tensor, columns: Columns, scale: float) -> Tensor:
+        features: Tensor = _attention_blocks.feature_matrix(points, columns)
+        columns.release()
+        ctx.save_for_backward(points, landmarks, features)
+        ctx.columns, ctx.scale = columns, scale
+        return features
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        points, landmarks, features = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            again = _attention.features(points.to(landmarks.dtype), landmarks, ctx.scale, xp=xp)
+            wanted = [p for p, needed in zip((points, landmarks), ctx.needs_input_grad, strict=False) if needed]
+            found = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
+            return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None)
+        moved, landmarks_moved = _attention_blocks.feature_matrix_vjp(grad, points, features, ctx.columns)
+        ctx.columns.release()
+        return moved, landmarks_moved.to(landmarks.dtype), None, None
+
+
+def attend(
+    q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, x: Tensor, hidden: Tensor | None, columns: Columns, scale: float
+) -> Tensor:
+    """C X (E^T v) for plain tensors (b, h, ...) of one batch shape, `columns` those of the landmarks."""
+    out: Tensor = _Attend.apply(q, k, v, landmarks, x, hidden, columns, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def feature_matrix(points: Tensor, landmarks: Tensor, columns: Columns, scale: float) -> Tensor:
+    """k(points, landmarks), (b, h, n, m), for plain tensors."""
+    out: Tensor = _FeatureMatrix.apply(points, landmarks, columns, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Are these ordinary eager tensors: nothing that is traced, mapped, wrapped or differentiated in forward mode?"""
+    for x in tensors:
+        if x is None:
+            continue
+        if _arrays.is_traced(x) or type(x) not in (Tensor, torch.nn.Parameter):
+            return False
+        if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+            return False
+    return True
