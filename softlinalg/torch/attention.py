@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from softlinalg import _arrays
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch.functional import soft_attention
-from softlinalg.torch.landmarks import Grid, KMeansLandmarks, PoolLandmarks, RandomLandmarks, conv_landmarks
+from softlinalg.torch.landmarks import Grid, KMeansLandmarks, PoolLandmarks, RandomLandmarks, as_heads, as_image, conv_landmarks
 
 if TYPE_CHECKING:
     from softlinalg.torch.diagnostics import AttentionDiagnostics
@@ -217,12 +217,12 @@ class LandmarkAttention(nn.Module):
 
     def _convolved(self, v: Tensor, grid: Grid) -> Tensor:
         """The depthwise term. One filter serves all channels of a head: as groups of one channels-last convolution."""
-        batch, heads, tokens, width = v.shape
-        image = v.transpose(1, 2).reshape(batch, *grid, heads * width).movedim(-1, 1)
+        heads, width = v.shape[1], v.shape[3]
+        image = as_image(v, grid)
         weight = cast("Tensor", self.conv.weight).repeat_interleave(width, dim=0)
         convolve: Callable[..., Tensor] = F.conv2d if self.grid_dims == 2 else F.conv1d
         out = convolve(image, weight, padding=weight.shape[-1] // 2, groups=heads * width)
-        return out.movedim(1, -1).reshape(batch, tokens, heads, width).transpose(1, 2)
+        return as_heads(out, heads)
 
 
 def _size(grid: Grid) -> int:
@@ -379,9 +379,7 @@ class SoftAttention(nn.Module):
             Shapes that do not fit, or no grid where one is needed.
         """
         grid = self.check(x, grid, key_padding_mask)
-        q = self.heads(x, self.W_q).contiguous()
-        v = self.heads(x, self.W_v)
-        out = self.attn(q, v, grid, key_padding_mask)
+        out = self.attn(self.heads(x, self.W_q), self.heads(x, self.W_v), grid, key_padding_mask)
         result: Tensor = self.ff(out.transpose(1, 2).reshape(x.shape))
         return result
 

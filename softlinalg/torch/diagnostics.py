@@ -163,7 +163,7 @@ def attention_map(model: nn.Module, image: Tensor, *, layer: str | int = 0, quer
     x, grid = _inputs(model, module, image)
     row, column = (min(side - 1, int(place * side)) for place, side in zip(query, grid, strict=True))
     beside = x.shape[1] - grid[0] * grid[1]
-    q, token = module.heads(x, module.W_q).contiguous(), beside + row * grid[1] + column
+    q, token = module.heads(x, module.W_q), beside + row * grid[1] + column
     landmarks = module.attn.find_landmarks(q[:, :, beside:], grid)
     # The attention matrix is symmetric: its row is what it makes of the unit vector of the query.
     unit = torch.zeros_like(q[..., :1])

@@ -56,14 +56,15 @@ def landmark_grid(count: int, grid: Grid) -> Grid:
 
 
 def as_image(x: Tensor, grid: Grid) -> Tensor:
-    """(batch, heads, tokens, width) as (batch * heads, width, *grid), channels last: no copy of a contiguous tensor."""
+    """(batch, heads, tokens, width) as (batch, heads * width, *grid): no copy where the heads are a view of their tokens."""
     batch, heads, _, width = x.shape
-    return x.reshape(batch * heads, *grid, width).movedim(-1, 1)
+    return x.transpose(1, 2).reshape(batch, *grid, heads * width).movedim(-1, 1)
 
 
-def as_tokens(image: Tensor, batch: int, heads: int) -> Tensor:
-    """The way back: (batch * heads, width, *grid) as (batch, heads, tokens, width)."""
-    return image.flatten(2).mT.reshape(batch, heads, -1, image.shape[1])
+def as_heads(image: Tensor, heads: int) -> Tensor:
+    """The way back: (batch, heads * width, *grid) as (batch, heads, tokens, width)."""
+    tokens = image.flatten(2)  # (batch, heads * width, tokens)
+    return tokens.reshape(tokens.shape[0], heads, -1, tokens.shape[2]).mT
 
 
 def pooled(image: Tensor, cells: Grid) -> Tensor:
@@ -128,13 +129,13 @@ class PoolLandmarks(_Counted):
         batch, heads = q.shape[:2]
         cells = self.cells(grid)
         if hidden is None:
-            return as_tokens(pooled(as_image(q, grid), cells), batch, heads)
+            return as_heads(pooled(as_image(q, grid), cells), heads)
         if len(grid) == 1:
             return _segment_weights(hidden, cells[0], q.dtype)[:, None] @ q
         seen = (~hidden).to(q.dtype)
         sums = pooled(as_image(q * seen[:, None, :, None], grid), cells)
-        shares = pooled(seen.reshape(batch, 1, *grid), cells).repeat_interleave(heads, dim=0)
-        return as_tokens(sums / shares.clamp_min(torch.finfo(q.dtype).tiny), batch, heads)
+        shares = pooled(seen.reshape(batch, 1, *grid), cells)
+        return as_heads(sums / shares.clamp_min(torch.finfo(q.dtype).tiny), heads)
 
 
 def _segment_weights(hidden: Tensor, count: int, dtype: torch.dtype) -> Tensor:
@@ -251,14 +252,17 @@ def conv_landmarks(
         In the units of `q`.
     """
     batch, heads, _, width = q.shape
-    scale = math.sqrt(math.sqrt(width))  # as published, the convolution sees scaled queries
+    scale = math.sqrt(math.sqrt(width))  # as published, LayerNorm sees a convolution of scaled queries
     if hidden is not None:
         q = q.masked_fill(hidden[:, None, :, None], 0)
-    image = as_image(q / scale, grid)
-    if count is not None:
-        image = pooled(image, tuple(ratio * side for side in landmark_grid(count, grid)))
-    elif min(grid) < ratio:
+    cells = grid if count is None else tuple(ratio * side for side in landmark_grid(count, grid))
+    if cells == tuple(grid):
+        image = q.reshape(batch * heads, *grid, width).movedim(-1, 1)  # channels last
+    else:
+        image = pooled(as_image(q, grid), cells).reshape(batch * heads, width, *cells)
+    if count is None and min(grid) < ratio:
         missing = [max(0, ratio - side) for side in reversed(grid)]
         image = F.pad(image, [amount for side in missing for amount in (0, side)], mode="replicate")
-    landmarks: Tensor = finish(as_tokens(convolution(image), batch, heads)) * scale
+    tokens = as_heads(convolution(image), 1).reshape(batch, heads, -1, width)
+    landmarks: Tensor = finish(tokens / scale) * scale
     return landmarks
