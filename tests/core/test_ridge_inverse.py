@@ -163,6 +163,14 @@ def test_results_do_not_depend_on_batch_mates_bit_for_bit():
             assert together.error_bound[i] == alone.error_bound
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize(("batch", "m"), [(1, 1), (70, 49), (3, 300)])
+def test_the_way_through_the_cache_gives_the_same_bits_as_the_general_one(batch, m, dtype):
+    rng = np.random.default_rng(13)
+    cores = np.stack([gaussian_core(m, 3, 0.5, rng) for _ in range(batch)]).astype(dtype)
+    np.testing.assert_array_equal(softlinalg.ridge_inverse(cores, 0.01), softlinalg.certified_ridge_inverse(cores, 0.01).value)
+
+
 def test_a_non_finite_member_is_named_or_kept_apart(backend):
     a = np.stack([np.eye(3)] * 3)
     a[1, 0, 2] = np.nan
