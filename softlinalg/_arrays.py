@@ -31,6 +31,7 @@ __all__ = [
     "cholesky",
     "clamped_exp_in_place",
     "compute_dtype",
+    "contiguous",
     "detach",
     "device_of",
     "dtype_name",
@@ -392,6 +393,13 @@ def host_view(x: Array, *, xp: Namespace) -> tuple[Array, Namespace]:
         host = to_numpy(x)
         return host, compat.array_namespace(host)
     return x, xp
+
+
+def contiguous(a: Array) -> Array:
+    """`a` in row-major order, where the library lets an array have another: products then round the same every time."""
+    if isinstance(a, np.ndarray):
+        return np.ascontiguousarray(a)
+    return a.contiguous() if compat.is_torch_array(a) else a
 
 
 def same_memory(a: Array, b: Array) -> bool:

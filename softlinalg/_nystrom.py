@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softlinalg import _arrays
-from softlinalg._nystrom_core import CUT_OFF, Wide, check_rows, optional_count
+from softlinalg._nystrom_core import Wide, check_rows, optional_count
 from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._nystrom_fit import Problem, choose_landmarks, fit, fit_to_tolerance, settle_landmarks
 from softlinalg._nystrom_operators import kernel_operator
@@ -65,7 +65,8 @@ def nystrom(
         Keep the n x r features. "auto": up to 1 GiB of them. Without them each product computes them anew, at the cost of
         the first pass: the same numbers, in the memory of one block.
     rtol : float, optional
-        Eigenvalues of W at or below `rtol` times the largest are dropped. Default: 1e-8 for float32 data, 1e-13 for float64.
+        Eigenvalues of W at or below `rtol` times the largest are dropped. Default: 1e-8 for float32 data, 1e-12 for float64; a
+        hundred or ten thousand times more where rows far from all landmarks would be explained beyond their kernel value.
     check_finite : bool, default True
         Whether to look for NaN and infinity in `x` at the beginning; blocks are checked as they are used in any case.
 
@@ -125,7 +126,7 @@ def nystrom(
         x=x,
         kernel=_settled_kernel(kernel, x, generator, func=func),
         dtype=features_dtype,
-        rtol=_cut_off(rtol, features_dtype, func=func),
+        rtol=None if rtol is None else _arrays.real_scalar(rtol, func=func, name="rtol", maximum=0.5),
         rng=generator,
         chunk_size=optional_count(chunk_size, func=func, name="chunk_size"),
         progress=bool(progress),
@@ -172,13 +173,6 @@ def _size(rank: Any, tol: Any, *, n: int, given: bool, dtype: DType, func: str) 
         message = f"{func}: tol must be above the rounding floor, {floor}; got {tol:.3g}. Pass a larger one."
         raise ParameterError(message)
     return None, tol
-
-
-def _cut_off(rtol: Any, dtype: DType, *, func: str) -> float:
-    """The relative cut-off asked for, or that of the dtype."""
-    if rtol is None:
-        return CUT_OFF[_arrays.dtype_name(dtype)]
-    return _arrays.real_scalar(rtol, func=func, name="rtol", maximum=0.5)
 
 
 def _storage(value: Any, *, func: str) -> bool | str:

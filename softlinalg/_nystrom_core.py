@@ -36,7 +36,7 @@ __all__ = [
     "whiten",
 ]
 
-CUT_OFF = {"float32": 1e-8, "float64": 1e-13}
+CUT_OFF = {"float32": 1e-8, "float64": 1e-12}
 """Eigenvalues of W below this share of the largest one are dropped. Rounding of size u in C becomes u / sqrt(eigenvalue)
 in the features, so the cut-off goes with the precision in which C is computed; both are the smallest ones measured at
 which no row is explained by more than rounding above its own kernel value."""
@@ -46,6 +46,9 @@ SLAB_BYTES = 2**22
 
 DEVICE_SLAB_BYTES = 2**26
 """The same for devices and libraries without buffers, where a call costs more than its arithmetic."""
+
+KERNEL_UNITS = 4.0
+"""Rounding of a kernel value in units of its dtype: its exponent is a difference of squares."""
 
 ROW_SLACK = 10.0
 """How many times its estimated rounding a row may be explained beyond its kernel value before the factorisation counts as broken."""
@@ -94,12 +97,16 @@ class Whitening(NamedTuple):
 
     map: Array
     """M, shape (m, r), float64; the last r rows are upper triangular."""
-    order: Any
-    """The landmark that each row of `map` belongs to: row numbers of W, on the host."""
+    order: list[int]
+    """The landmark that each row of `map` belongs to: row numbers of W."""
     eigenvalues: Array
     """Eigenvalues of W that were kept, shape (r,), float64, rising."""
     turn: Array
     """Orthogonal, shape (r, r): M turn = V_r Lambda_r^(-1/2), the map onto the eigenvectors of W."""
+    noise: float
+    """Rounding of W, in the spectral norm and relative to it."""
+    spread: float
+    """Largest entry on the diagonal of W, times the trace of W^+."""
 
 
 def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> Whitening:
@@ -130,12 +137,10 @@ def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> 
         message = f"{func}: kernel must give finite values; got NaN or infinity among the landmarks. Check its length scale and the data."
         raise NonFiniteError(message)
     w = (w + xp.matrix_transpose(w)) / 2
-    order = _arrays.pivot_order(w)
-    w = xp.matrix_transpose(_arrays.take_rows(xp.matrix_transpose(_arrays.take_rows(w, order, xp=xp)), order, xp=xp))
     values, vectors = xp.linalg.eigh(w)
     smallest, largest = (float(v) for v in (values[0], values[-1]))
-    spread = math.sqrt(m) * noise * float(xp.max(xp.abs(xp.linalg.diagonal(w))))
-    cut = max(rtol * largest, spread, 0.0)
+    height = float(xp.max(xp.abs(xp.linalg.diagonal(w))))
+    cut = max(rtol * largest, math.sqrt(m) * noise * height, 0.0)
     if smallest < -10 * max(cut, 4 * m * _arrays.eps(w.dtype) * abs(smallest)):
         message = (
             f"{func}: kernel must be positive semi-definite; got an eigenvalue of {smallest:.3g} beside {largest:.3g} among {m} landmarks. "
@@ -144,8 +149,11 @@ def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> 
         raise NumericalError(message)
     rank = int(xp.sum(xp.astype(values > cut, xp.int64)))
     kept = values[m - rank :]
-    triangular, turn = triangularize(vectors[:, m - rank :] / xp.sqrt(kept), xp=xp)
-    return Whitening(triangular, order, kept, turn)
+    pivots = _arrays.pivot_order(w)
+    order = [*pivots[rank:], *pivots[:rank]]  # the landmarks that add nothing first: the triangle is that of the others
+    triangular, turn = triangularize(_arrays.take_rows(vectors[:, m - rank :] / xp.sqrt(kept), order, xp=xp), xp=xp)
+    relative_noise = max(math.sqrt(m) * noise * height / largest, _arrays.eps(w.dtype)) if rank else 0.0
+    return Whitening(triangular, order, kept, turn, relative_noise, float(xp.sum(height / kept)))
 
 
 def triangularize(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
@@ -154,16 +162,16 @@ def triangularize(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
     Parameters
     ----------
     a : array, shape (m, r), r <= m
-        Its columns should come in falling norm, its rows in rising norm: the QR factorization (of the transpose, upside
-        down) is then accurate in every row, whatever their scales (Cox & Higham 1998). In the reverse order of columns
-        errors were up to 1e5 times larger.
+        Its columns should come in falling norm, its last r rows in rising norm and independent: the QR factorization
+        (of the transpose, upside down) is then accurate in every row, whatever their scales (Cox & Higham 1998). In the
+        reverse order of columns errors were up to 1e5 times larger.
     """
     if a.shape[-1] == 0:
         return a, xp.matrix_transpose(a) @ a
     q, r = xp.linalg.qr(xp.matrix_transpose(xp.flip(a, axis=0)))
     diagonal = xp.linalg.diagonal(r)
     sign = xp.where(diagonal < 0, -xp.ones_like(diagonal), xp.ones_like(diagonal))
-    return xp.flip(xp.matrix_transpose(r * sign[:, None])), xp.flip(xp.matrix_transpose(q * sign), axis=0)
+    return _arrays.contiguous(xp.flip(xp.matrix_transpose(r * sign[:, None]))), xp.flip(xp.matrix_transpose(q * sign), axis=0)
 
 
 def _with_fixed_signs(vectors: Array, *, xp: Namespace) -> Array:
@@ -346,7 +354,7 @@ def summarize(
         residual = k_ii - explained
         trace = trace + xp.sum(k_ii)
         error = error + xp.sum(residual)
-        if whitening is not None:
+        if whitening is not None and rank:
             some = slice(0, None, FLOOR_STRIDE if stop - start >= 8 * FLOOR_STRIDE else 1)
             sampled = _row_rounding(f[some, :], k_ii[some], whitening, unit, stored_unit, xp=xp)
             floor = floor + xp.mean(sampled) * (stop - start)
@@ -363,21 +371,24 @@ def summarize(
     values, rotation = xp.linalg.eigh(gram)
     values = xp.flip(values)
     values = xp.where(values > 0, values, xp.zeros_like(values))
-    return Summary(totals[0], totals[1], totals[2], int(totals[3]), values, _with_fixed_signs(xp.flip(rotation, axis=-1), xp=xp))
+    return Summary(
+        totals[0], totals[1], totals[2], int(totals[3]), values, _arrays.contiguous(_with_fixed_signs(xp.flip(rotation, axis=-1), xp=xp))
+    )
 
 
 def _row_rounding(f: Array, k_ii: Array, whitening: Whitening, unit: float, stored_unit: float, *, xp: Namespace) -> Array:
     r"""Estimate of the rounding error of |F_i|^2, shape (b,).
 
-    A perturbation e of row C_i changes |F_i|^2 = C_i W^+ C_i^T by 2 e W^+ C_i^T + e W^+ e^T. The first term is at most
-    2 unit |C_i| |W^+ C_i^T|, and both norms are weighted sums of the squared coordinates G_i = F_i turn on the eigenvectors
-    of W: sum lambda G^2 and sum G^2 / lambda. The second is about unit^2 tr(W^+) times the kernel value.
+    A perturbation e of row C_i and E of W changes |F_i|^2 = C_i W^+ C_i^T by 2 e b_i + e W^+ e^T - b_i^T E b_i, where
+    b_i = W^+ C_i^T. The first term is at most 2 u |C_i| |b_i|, u the rounding of kernel values, the last |E| |b_i|^2, and both
+    norms are weighted sums of the squared coordinates G_i = F_i turn on the eigenvectors of W: |C_i|^2 = sum lambda G^2,
+    |b_i|^2 = sum G^2 / lambda. The second term is about u^2 tr(W^+) times the kernel value.
     """
-    kept = whitening.eigenvalues
-    squares = (f @ whitening.turn) ** 2
-    sums = squares @ xp.stack([kept, 1 / kept, xp.ones_like(kept)], axis=-1)  # (b, 3)
-    second = 16 * unit * unit * float(xp.sum(1 / kept))
-    return 2 * unit * xp.sqrt(sums[:, 0] * sums[:, 1]) + second * xp.abs(k_ii) + stored_unit * sums[:, 2]
+    u = KERNEL_UNITS * unit
+    ratios = whitening.eigenvalues / whitening.eigenvalues[-1]  # so that nothing overflows, whatever the scale of the kernel
+    sums = (f @ whitening.turn) ** 2 @ xp.stack([ratios, 1 / ratios, xp.ones_like(ratios)], axis=-1)  # (b, 3)
+    from_blocks = 2 * u * xp.sqrt(sums[:, 0]) * xp.sqrt(sums[:, 1]) + u * u * whitening.spread * xp.abs(k_ii)
+    return from_blocks + whitening.noise * sums[:, 1] + stored_unit * sums[:, 2]
 
 
 def kernel_diagonal(kernel: Any, x: Array, *, func: str) -> Array:

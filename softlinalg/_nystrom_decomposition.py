@@ -13,7 +13,7 @@ from softlinalg._nystrom_fit import Fit, truncation_errors
 from softlinalg._nystrom_operators import linear_operator
 from softlinalg._nystrom_solve import preconditioner_core, ridge_solve
 from softlinalg._typing import Array, DType
-from softlinalg.errors import InputError, ParameterError, ShapeError
+from softlinalg.errors import InputError, ParameterError, RangeError, ShapeError
 
 __all__ = ["DENSE_BUDGET", "NystromDecomposition"]
 
@@ -286,8 +286,8 @@ class NystromDecomposition:
         ------
         ParameterError
             ridge <= 0, or none given.
-        NumericalError
-            The ridge is below what float64 resolves beside the largest eigenvalue, about 1e-15 of it.
+        RangeError, NumericalError
+            The result overflows its dtype, or nearly: a larger ridge is needed.
 
         Notes
         -----
@@ -306,6 +306,10 @@ class NystromDecomposition:
             func=func,
             wide=self._wide,
         )
+        if factor.shape[1] and not float(self._wide.xp.max(self._wide.xp.abs(solution))) <= float(self._xp.finfo(dtype).max):
+            kind = _arrays.dtype_name(dtype)
+            message = f"{func}: ridge must be large enough for a result that is finite in {kind}; got {ridge:.3g}. Pass a larger one."
+            raise RangeError(message)
         result = self._wide.narrow(solution, dtype)
         return result[:, 0] if was_vector else result
 
@@ -379,7 +383,7 @@ class NystromDecomposition:
         return store.result()
 
     # ------------------------------------------------------------------------------------------ SciPy
-    def aslinear_operator(self) -> Any:
+    def as_linear_operator(self) -> Any:
         """The approximation as a `scipy.sparse.linalg.LinearOperator` over NumPy vectors, whatever library holds the data."""
         return linear_operator(self._n, lambda v: self @ v, self.landmarks, xp=self._xp)
 

@@ -14,6 +14,7 @@ import numpy as np
 from softlinalg import _arrays
 from softlinalg._landmarks import METHODS, select_landmarks
 from softlinalg._nystrom_core import (
+    CUT_OFF,
     FeatureMap,
     RowStore,
     Summary,
@@ -54,7 +55,7 @@ class Problem:
     kernel: Any
     dtype: DType
     """Of the features: that of `x`, float32 for the half precisions."""
-    rtol: float
+    rtol: float | None
     rng: np.random.Generator
     chunk_size: int | None
     progress: bool
@@ -145,7 +146,7 @@ def choose_landmarks(problem: Problem, method: str, count: int, rng: np.random.G
 
 
 # -------------------------------------------------------------------------------------------- one factorisation
-def _whitening(problem: Problem, landmarks: Array) -> Whitening:
+def _whitening(problem: Problem, landmarks: Array, rtol: float) -> Whitening:
     """The core of an approximation, in float64 wherever the kernel can be computed in it."""
     wide, xp = problem.wide, problem.xp
     dtype = xp.float64 if wide.on_device else problem.dtype
@@ -155,7 +156,7 @@ def _whitening(problem: Problem, landmarks: Array) -> Whitening:
     if tuple(w.shape) != (m, m):
         message = f"{problem.func}: kernel(x, y) must have shape ({m}, {m}) for {m} points; got {tuple(w.shape)}. Return (len(x), len(y))."
         raise ShapeError(message)
-    return whiten(wide.widen(w), rtol=problem.rtol, noise=_arrays.eps(dtype), func=problem.func, xp=wide.xp)
+    return whiten(wide.widen(w), rtol=rtol, noise=_arrays.eps(dtype), func=problem.func, xp=wide.xp)
 
 
 def _feature_map(problem: Problem, landmarks: Array, whitening: Whitening, *, in_float64: bool) -> FeatureMap:
@@ -201,55 +202,14 @@ def _measure(
     return summary, None if store is None else store.result()
 
 
-def _is_doubtful(summary: Summary) -> bool:
-    """Is the factorisation broken, or its error so small that rounding may be most of it?"""
-    return bool(summary.broken_rows) or not summary.trace_error * FLOOR_SHARE >= summary.floor
-
-
-def _can_widen(problem: Problem) -> bool:
-    """Is there a float64 to fall back on?"""
-    return problem.wide.on_device and _arrays.eps(problem.dtype) > 2.0**-50
-
-
-def _checked(problem: Problem, summary: Summary) -> None:
-    """Raise NumericalError if the approximation explains more than there is: it is then no approximation."""
-    if summary.broken_rows or not summary.trace_error >= -summary.floor:
-        what = f"{summary.broken_rows} rows explained beyond it, and a trace error of {summary.trace_error:.3g}"
-        message = (
-            f"{problem.func}: kernel must bound its approximation; got {what} (floor {summary.floor:.1g}). "
-            "It is not positive semi-definite, or too inaccurate in this dtype: pass float64, or a larger rtol."
-        )
-        raise NumericalError(message[:400])
-
-
-def fit(problem: Problem, landmarks: Array) -> Fit:
-    """The approximation on given landmarks, measured over all rows; in float64 blocks where float32 cannot tell its error.
-
-    Raises
-    ------
-    NumericalError
-        It explains more of the kernel than there is, also in float64.
-    """
-    whitening = _whitening(problem, landmarks)
-    keep = problem.keeps_features(int(whitening.map.shape[-1]))
-    feature_map = _feature_map(problem, landmarks, whitening, in_float64=False)
-    summary, features = _measure(problem, feature_map, problem.x, whitening, keep=keep)
-    if _is_doubtful(summary) and _can_widen(problem):
-        del features
-        feature_map = _feature_map(problem, landmarks, whitening, in_float64=True)
-        summary, features = _measure(problem, feature_map, problem.x, whitening, keep=keep)
-    _checked(problem, summary)
-    return Fit(feature_map, summary, features, landmarks)
-
-
-# -------------------------------------------------------------------------------------------- to a tolerance
 class _Attempt(NamedTuple):
-    """An approximation that was measured, its features not kept."""
+    """An approximation that was measured."""
 
     landmarks: Array
     map: FeatureMap
     whitening: Whitening
     summary: Summary
+    features: Array | None
 
     @property
     def error(self) -> float:
@@ -257,6 +217,48 @@ class _Attempt(NamedTuple):
         return self.summary.trace_error / self.summary.trace if self.summary.trace > 0 else 0.0
 
 
+def _first_sound(problem: Problem, landmarks: Array, x: Array, is_enough: Callable[[Summary], bool], *, keep: bool) -> _Attempt:
+    """The first approximation that explains no more than there is, and of which `is_enough` is true if float32 can tell.
+
+    Tried are: blocks in the dtype of the data; in float64; then larger cut-offs, unless one was asked for. Rows far from
+    all landmarks are extrapolated to, where rounding of W is amplified by up to 1 / cut-off.
+
+    Raises
+    ------
+    NumericalError
+        None of them is sound.
+    """
+    can_widen = problem.wide.on_device and _arrays.eps(problem.dtype) > 2.0**-50
+    first = problem.rtol or CUT_OFF[_arrays.dtype_name(problem.dtype)]
+    for factor in (1.0, 1e2, 1e4) if problem.rtol is None else (1.0,):
+        whitening = _whitening(problem, landmarks, factor * first)
+        keeps = keep and problem.keeps_features(int(whitening.map.shape[-1]))
+        for in_float64 in (False, True) if can_widen and factor == 1.0 else (can_widen,):
+            feature_map = _feature_map(problem, landmarks, whitening, in_float64=in_float64)
+            summary, features = _measure(problem, feature_map, x, whitening, keep=keeps)
+            is_sound = summary.broken_rows == 0 and summary.trace_error >= -summary.floor
+            if is_sound and (in_float64 == can_widen or is_enough(summary)):
+                return _Attempt(landmarks, feature_map, whitening, summary, features)
+            del features
+    what = f"{summary.broken_rows} rows explained beyond it, and a trace error of {summary.trace_error:.3g}"
+    message = (
+        f"{problem.func}: kernel must bound its approximation; got {what} (floor {summary.floor:.1g}). "
+        "It is not positive semi-definite, or too inaccurate in this dtype: pass float64, or a larger rtol."
+    )
+    raise NumericalError(message[:400])
+
+
+def fit(problem: Problem, landmarks: Array) -> Fit:
+    """The approximation on given landmarks, measured over all rows; in float64 blocks where float32 cannot tell its error."""
+
+    def is_enough(summary: Summary) -> bool:
+        return summary.floor <= FLOOR_SHARE * summary.trace_error
+
+    found = _first_sound(problem, landmarks, problem.x, is_enough, keep=True)
+    return Fit(found.map, found.summary, found.features, landmarks)
+
+
+# -------------------------------------------------------------------------------------------- to a tolerance
 def fit_to_tolerance(problem: Problem, tol: float, landmarks: str | Array) -> Fit:
     """The smallest truncation, on a growing set of landmarks, whose exact relative trace error is at most `tol`.
 
@@ -310,16 +312,14 @@ def _sampled_rows(problem: Problem) -> Array:
 
 def _attempt(problem: Problem, landmarks: Array, x: Array, tol: float) -> _Attempt:
     """An approximation measured over the rows of `x`, in float64 blocks where float32 cannot tell `tol`."""
-    whitening = _whitening(problem, landmarks)
-    for in_float64 in (False, True) if _can_widen(problem) else (False,):
-        feature_map = _feature_map(problem, landmarks, whitening, in_float64=in_float64)
-        summary, _ = _measure(problem, feature_map, x, whitening, keep=False)
-        if not summary.broken_rows and summary.floor <= FLOOR_SHARE * tol * summary.trace:
-            break
-    _checked(problem, summary)
-    if summary.floor > tol * summary.trace:
-        _refuse_tolerance(problem, tol, summary.floor / summary.trace)
-    return _Attempt(landmarks, feature_map, whitening, summary)
+
+    def is_enough(summary: Summary) -> bool:
+        return summary.floor <= FLOOR_SHARE * tol * summary.trace
+
+    found = _first_sound(problem, landmarks, x, is_enough, keep=False)
+    if found.summary.floor > tol * found.summary.trace:
+        _refuse_tolerance(problem, tol, found.summary.floor / found.summary.trace)
+    return found
 
 
 def _refuse_tolerance(problem: Problem, tol: float, floor: float) -> NoReturn:

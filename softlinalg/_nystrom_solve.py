@@ -20,6 +20,9 @@ __all__ = ["preconditioner_core", "ridge_solve"]
 MAX_REFINEMENTS = 8
 """Each step divides the error by about ridge / (u g_1) in float64; two are usual."""
 
+LARGEST = 1e300
+"""Entries of the solution beyond this are refused before they overflow."""
+
 Blocks = Callable[[], Iterator[tuple[int, int, Array]]]
 """Called anew for each pass over the rows: yields (start, stop, features)."""
 
@@ -48,7 +51,7 @@ def ridge_solve(
     Raises
     ------
     NumericalError
-        The ridge is too small beside the largest eigenvalue to be told from rounding.
+        The backward error is more than 16 units: the result would overflow, or nearly.
 
     Notes
     -----
@@ -84,13 +87,16 @@ def ridge_solve(
         rest = store.result()
         return rest, t, _backward_error(rest, y, b, norm, xp=xp)
 
-    t = xp.zeros_like(rotation[:, :1] * b[:1, :])
+    message = f"{func}: ridge must be large enough to divide by; got {ridge:.3g} beside eigenvalues up to {norm:.3g}. Pass a larger one."
+    if b.shape[1] and float(xp.max(xp.abs(b))) / ridge > LARGEST:
+        raise NumericalError(message)
+    t = wide.zeros(eigenvalues.shape[0], b.shape[1])
     for start, stop, features in blocks():
         t = t + xp.matrix_transpose(wide.widen(features)) @ b[start:stop, :]
     y, w = corrected(None, b, t)
     rest, t, error = residual(y, w)
     for _ in range(MAX_REFINEMENTS):
-        if error <= 4 * _arrays.eps(wide.dtype):
+        if error <= 2 * _arrays.eps(wide.dtype):
             break
         better, w = corrected(y, rest, t)
         rest, t, new_error = residual(better, w)
@@ -98,10 +104,6 @@ def ridge_solve(
             break
         y, error = better, new_error
     if not error <= 16 * unit:
-        message = (
-            f"{func}: ridge must be large enough beside the largest eigenvalue, {norm:.3g}; got {ridge:.3g}, and a backward error of "
-            f"{error:.2g}. Pass a ridge of at least {norm * 16 * _arrays.eps(wide.dtype):.1g}."
-        )
         raise NumericalError(message)
     return y
 
@@ -128,5 +130,5 @@ def preconditioner_core(eigenvalues: Array, rotation: Array, ridge: float, *, wi
     usable = eigenvalues > eigenvalues.shape[0] * _arrays.eps(wide.dtype) * xp.max(eigenvalues)
     smallest = xp.min(xp.where(usable, eigenvalues, xp.full_like(eigenvalues, float("inf"))))
     safe = xp.where(usable, eigenvalues, xp.ones_like(eigenvalues))
-    weights = xp.where(usable, (smallest - safe) / (safe * (safe + ridge)), xp.zeros_like(safe))
+    weights = xp.where(usable, (smallest / safe - 1) / (safe + ridge), xp.zeros_like(safe))
     return (rotation * weights) @ xp.matrix_transpose(rotation)
