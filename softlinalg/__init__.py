@@ -32,6 +32,7 @@ _SOURCES: dict[str, tuple[str, ...]] = {
         "ridge_inverse_vjp",
     ),
     "softlinalg._landmarks": ("refine_landmarks", "select_landmark_indices", "select_landmarks"),
+    "softlinalg._attention": ("soft_attention",),
     "softlinalg._nystrom": ("NystromDecomposition", "nystrom"),
 }
 _ORIGIN = {name: module for module, names in _SOURCES.items() for name in names}

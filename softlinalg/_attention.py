@@ -196,16 +196,16 @@ def combine(
         return apply(xp.matrix_transpose(keys) @ v)
     # Columns of weights: one for each key that is there.
     present = xp.ones_like(keys[..., :1]) if gone is None else xp.astype(~gone, keys.dtype)
-    row = _inverse_root(apply(xp.matrix_transpose(keys) @ present), xp=xp)
+    row = inverse_root_of_sums(apply(xp.matrix_transpose(keys) @ present), xp=xp)
     if is_self:
         column = row
     else:
         sums = xp.matrix_transpose(x) @ xp.astype(xp.sum(queries, axis=-2)[..., None], x.dtype, copy=False)
-        column = _inverse_root(keys @ xp.astype(sums, keys.dtype, copy=False), xp=xp)
+        column = inverse_root_of_sums(keys @ xp.astype(sums, keys.dtype, copy=False), xp=xp)
     return row * apply(xp.matrix_transpose(keys) @ (column * v))
 
 
-def _inverse_root(sums: Array, *, xp: Namespace) -> Array:
+def inverse_root_of_sums(sums: Array, *, xp: Namespace) -> Array:
     """D^(-1/2), D = max(1, approximated row sums): those of a kernel matrix are at least its diagonal, one."""
     return 1 / xp.sqrt(xp.maximum(sums, xp.ones_like(sums)))
 
@@ -356,7 +356,7 @@ def check_shapes(func: str, q: Any, k: Any, v: Any, landmarks: Any, hidden: Any)
     if v.shape[-2] != keys:
         message = f"{func}: v must have one row per key ({keys}); got {v.shape[-2]}. Pass one value per key."
         raise ShapeError(message)
-    if landmarks.shape[-2] == 0:
+    if landmarks is not None and landmarks.shape[-2] == 0:
         message = f"{func}: landmarks must have at least one row; got shape {tuple(landmarks.shape)}. Pass m >= 1 landmarks."
         raise ShapeError(message)
     if hidden is None:
