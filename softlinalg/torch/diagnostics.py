@@ -250,15 +250,16 @@ def plot_attention(
 
     Notes
     -----
-    Above the image lies the attention of the query (cross), red where it is positive and blue where it is negative; a circle is
-    a landmark, the larger the more like the query. Needs matplotlib.
+    Over the image lies the attention of the query (cross): from its smallest to its largest entry or, where entries are negative,
+    blue for these and red for positive ones, with the image shining through the small ones. A circle is a landmark, the larger
+    the more like the query. Every head has its own scale. Needs matplotlib.
     """
     import matplotlib.pyplot as plt
 
     found = attention_map(model, image, layer=layer, query=query)
     heads = range(found["attention"].shape[0]) if head is None else [head]
     if axes is None:
-        figure, grid_of_axes = plt.subplots(1, len(heads), figsize=(3.4 * len(heads), 3.9), squeeze=False, layout="constrained")
+        figure, grid_of_axes = plt.subplots(1, len(heads), figsize=(3.2 * len(heads), 4.0), squeeze=False, layout="constrained")
         axes = grid_of_axes[0]
     panels = [axes] if hasattr(axes, "imshow") else list(axes)
     figure = panels[0].figure
@@ -269,7 +270,7 @@ def plot_attention(
     for panel, number in zip(panels, heads, strict=True):
         drawn = _draw(panel, found, number, background)
         panel.set_title(f"head {number}", fontsize=10)
-    figure.colorbar(drawn, ax=panels, shrink=0.8, label="attention of the query")
+        figure.colorbar(drawn, ax=panel, location="bottom", shrink=0.9, pad=0.03).ax.tick_params(labelsize=7)
     figure.suptitle(found["layer"], fontsize=10)
     return figure
 
@@ -278,16 +279,20 @@ def _draw(panel: Any, found: Mapping[str, Any], head: int, background: Any) -> A
     rows, columns = found["grid"]
     extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
     values = found["attention"][head].double().cpu()
-    most = float(values.abs().max()) or 1.0
+    lowest, highest = float(values.min()), float(values.max())
+    most = max(-lowest, highest) or 1.0
     panel.imshow(background, extent=extent, cmap="gray", interpolation="nearest", aspect="equal")
-    # Small values let the image through.
-    strength = (values.abs() / most).clamp(0, 1).numpy() * 0.85
-    drawn = panel.imshow(values.numpy(), extent=extent, cmap="RdBu_r", vmin=-most, vmax=most, alpha=strength, interpolation="nearest")
+    if lowest < -1e-3 * most:
+        strength = (values.abs() / most).clamp(0, 1).numpy() * 0.85
+        style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -most, "vmax": most, "alpha": strength}
+    else:
+        style = {"cmap": "viridis", "vmin": lowest, "vmax": highest, "alpha": 0.65}
+    drawn = panel.imshow(values.numpy(), extent=extent, interpolation="nearest", **style)
     places, similarity = found["places"][head].cpu(), found["similarity"][head].double().cpu()
     sizes = (4 + 60 * similarity / similarity.max().clamp_min(1e-300)).numpy()
-    panel.scatter(places[:, 1], places[:, 0], s=sizes, facecolors="none", edgecolors="black", linewidths=0.9)
+    panel.scatter(places[:, 1], places[:, 0], s=sizes, facecolors="none", edgecolors="white", linewidths=1.0)
     row, column = found["query"]
-    panel.plot(column, row, marker="x", color="lime", markersize=9, markeredgewidth=2.2)
+    panel.plot(column, row, marker="x", color="red", markersize=9, markeredgewidth=2.2)
     panel.set_xticks([])
     panel.set_yticks([])
     return drawn
