@@ -97,7 +97,7 @@ def iter_kernel_blocks(
         stop = min(n, start + step)
         rows = x[..., start:stop, :]
         try:
-            if buffer is not None:
+            if buffer is not None and prepared is not None:
                 block = buffer[: stop - start]
                 prepared.write(rows, block)
             else:

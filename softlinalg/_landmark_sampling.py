@@ -106,7 +106,7 @@ def draw_proportional(weights: Host, size: int, rng: np.random.Generator) -> Hos
     cumulative = np.cumsum(weights)
     # Just below the total at most: a row of weight zero at the end must never be hit.
     points = np.minimum(rng.random(size) * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
-    return np.searchsorted(cumulative, points, side="right")
+    return np.asarray(np.searchsorted(cumulative, points, side="right"))
 
 
 def kernel_diagonal(kernel: Any, rows: Rows, *, func: str) -> Host:
