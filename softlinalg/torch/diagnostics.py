@@ -16,7 +16,8 @@ from softlinalg.torch.functional import soft_attention
 from softlinalg.torch.landmarks import Grid, PoolLandmarks, landmark_grid
 
 if TYPE_CHECKING:
-    from softlinalg.torch.attention import LandmarkAttention, SoftAttention
+    from softlinalg.torch.attention import SoftAttention
+    from softlinalg.torch.landmark_attention import LandmarkAttention
 
 __all__ = ["AttentionDiagnostics", "attention_map", "diagnose", "plot_attention"]
 
@@ -77,12 +78,16 @@ def diagnose(model: nn.Module) -> ModelDiagnostics:
     Returns
     -------
     dict of str to AttentionDiagnostics
-        In the order of the modules; print it.
-    """
-    from softlinalg.torch.attention import SoftAttention
+        In the order of the modules, without those that used the full kernel; print it.
 
-    found = {name: module.diagnostics() for name, module in model.named_modules() if isinstance(module, SoftAttention)}
-    return ModelDiagnostics(found)
+    Raises
+    ------
+    ParameterError
+        If no module has landmarks from a last pass.
+    """
+    modules = _modules(model)
+    used = {name: module for name, module in modules.items() if module.attn._last_landmarks is not None}
+    return ModelDiagnostics({name: module.diagnostics() for name, module in (used or modules).items()})
 
 
 @torch.no_grad()

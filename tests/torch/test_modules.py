@@ -177,6 +177,21 @@ def test_a_module_may_be_the_sampler():
     assert "First" in repr(module)
 
 
+@pytest.mark.parametrize("normalization", [None, "symmetric"])
+def test_few_tokens_may_attend_through_the_full_kernel(normalization):
+    settings = {"grid_dims": 1, "normalization": normalization, "ridge": 1e-12}
+    full, x = SoftAttention(16, 2, full_kernel_below=49, **settings).double(), tokens()
+    q, v = full.heads(x, full.W_q), full.heads(x, full.W_v)
+    # The same as every token being a landmark, if the ridge vanishes; their matrix is close to singular.
+    wanted = soft_attention(q, v, q, normalization=normalization, ridge=1e-12)
+    torch.testing.assert_close(full.attn(q, v, (48,)), wanted, rtol=0, atol=1e-4)
+    with pytest.raises(ParameterError, match="module must have been called"):
+        full.diagnostics()
+    full(tokens(1, 49))
+    assert full.diagnostics().landmarks == 49
+    assert "full kernel below 49 tokens" in repr(full)
+
+
 # ------------------------------------------------------------------------------------ samples, padding, other tokens
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("normalization", [None, "published", "symmetric"])
@@ -355,7 +370,7 @@ def test_repr_says_what_it_does():
 def test_diagnostics_tell_the_error_of_each_head():
     x = tokens(3, 96, dtype=torch.float32)
     good = SoftAttention(16, 2, 24)
-    with pytest.raises(ParameterError, match="module must have been called"):
+    with pytest.raises(ParameterError, match=r"module must have been called, outside torch\.compile"):
         good.diagnostics()
     good(x, (12, 8))
     found = good.diagnostics()
@@ -451,6 +466,10 @@ def test_a_picture_has_one_panel_per_head(sampler):
         ({"num_heads": 2, "sampler": "guess"}, "sampler must be one of 'pool', 'conv'"),
         ({"num_heads": 2, "ratio": 0}, "ratio must be a whole number of at least 1"),
         ({"num_heads": 2, "depthwise": 4}, "depthwise must be an odd kernel size"),
+        (
+            {"num_heads": 2, "full_kernel_below": 9, "normalization": "published"},
+            "full_kernel_below must be 0 with normalization='published'",
+        ),
         ({"num_heads": 2, "grid_dims": 3}, "grid_dims must be 1"),
         ({"num_heads": 2, "inverse": "guess"}, "inverse must be one of 'certified'"),
         ({"num_heads": 2, "normalization": "softmax"}, "normalization must be None, 'published' or 'symmetric'"),
