@@ -1,0 +1,214 @@
+"""The deliberate breakages: what is broken, and which tests have to notice.
+
+Each is a mistake that somebody could make in good faith and that most inputs would hide. The snippets occur exactly once
+in their files (tests/test_breakages.py checks it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breakage:
+    """One small mistake."""
+
+    name: str
+    file: str
+    """In softlinalg/."""
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    """At least one of them must fail."""
+
+
+BREAKAGES = [
+    # ------------------------------------------------------------------------------------------ kernels
+    Breakage(
+        name="missing-clamp-of-distances",
+        file="_kernel_distances.py",
+        old="    return values - _arrays.detach(xp.where(values > 0, values, xp.zeros_like(values)))\n",
+        new="    return values\n",
+        tests=("tests/core/test_kernels.py::test_squared_distances_agree_with_differences",),
+    ),
+    Breakage(
+        name="missing-clamp-in-place",
+        file="_kernel_base.py",
+        old="        if largest > 0:  # rounding",
+        new="        if largest > 1e9:  # rounding",
+        tests=("tests/core/test_guards.py::test_no_kernel_value_exceeds_one_between_two_copies_of_the_points",),
+    ),
+    Breakage(
+        name="no-common-center",
+        file="_kernel_distances.py",
+        old="        z, w = x - center, y - center\n",
+        new="        z, w = x, y\n",
+        tests=("tests/core/test_kernels.py::test_squared_distances_agree_with_differences",),
+    ),
+    Breakage(
+        name="far-pairs-left-to-rounding",
+        file="_kernel_distances.py",
+        old="        return bool(self.xp.any(far)) and bool(self.xp.any(self.far))\n",
+        new="        return False\n",
+        tests=("tests/core/test_kernels.py::test_close_points_far_from_the_center_keep_their_distance",),
+    ),
+    # --------------------------------------------------------------------------------------- iterations
+    Breakage(
+        name="step-count-off-by-one",
+        file="_filters.py",
+        old="    return max(0, math.ceil(math.log2(target) - rate + _COUNT_SLACK))\n",
+        new="    return max(0, math.ceil(math.log2(target) - rate + _COUNT_SLACK) - 1)\n",
+        tests=("tests/core/test_filters.py::test_chebyshev_step_counts_are_sufficient_and_sharp",),
+    ),
+    Breakage(
+        name="start-at-the-edge-of-convergence",
+        file="_filters.py",
+        old="SAFE_SCALE = 1.8\n",
+        new="SAFE_SCALE = 2.0\n",
+        tests=("tests/core/test_iterations.py::test_the_safe_factor_converges_even_where_the_bound_is_attained",),
+    ),
+    Breakage(
+        name="odd-order-loses-a-power",
+        file="_iterations.py",
+        old="    return (eye + r) @ inner if order % 2 == 0 else eye + (r + square) @ inner\n",
+        new="    return (eye + r) @ inner if order % 2 == 0 else eye + r @ inner\n",
+        tests=("tests/core/test_iterations.py::test_a_step_raises_the_residual_to_the_power_of_its_order",),
+    ),
+    Breakage(
+        name="finished-members-run-on",
+        file="_iterations.py",
+        old="    return new if counts is None else xp.where((counts > step)[..., None, None], new, old)\n",
+        new="    return new\n",
+        tests=("tests/core/test_iterations.py::test_finished_members_stay_frozen_and_equal_single_runs_bit_for_bit",),
+    ),
+    Breakage(
+        name="derivative-forgets-the-iterate",
+        file="_iterations.py",
+        old="            dx = dx @ m - x @ (da @ x + a @ dx)\n",
+        new="            dx = dx @ m - x @ (da @ x)\n",
+        tests=("tests/core/test_iterations.py::test_jvp_is_the_derivative_that_torch_finds_through_the_loop",),
+    ),
+    # ------------------------------------------------------------------------------------- certificates
+    Breakage(
+        name="rounding-of-the-residual-dropped",
+        file="_certificates.py",
+        old="        value = base - left @ right\n        error = gamma * upper_frobenius(left, xp=xp) * upper_frobenius(right, xp=xp) + ",
+        new="        value = base - left @ right\n        error = ",
+        tests=("tests/core/test_certificates.py::test_the_error_of_a_sliced_product_is_bounded_and_small",),
+    ),
+    Breakage(
+        name="bound-without-its-denominator",
+        file="_certificates.py",
+        old="    bound = bound / (1 - safe) * _slack(b)\n",
+        new="    bound = bound * (1 - safe) * _slack(b)\n",
+        tests=("tests/core/test_certificates.py::test_ridge_bounds_hold_on_ten_thousand_matrices_and_are_close",),
+    ),
+    Breakage(
+        name="lost-digits-of-the-diagonal",
+        file="_certificates.py",
+        old="    lost = (diagonal - (total - part)) + (column - part)\n",
+        new="    lost = (diagonal - (total - part)) - (column - part)\n",
+        tests=("tests/core/test_certificates.py::test_a_shifted_diagonal_loses_nothing",),
+    ),
+    Breakage(
+        name="part-outside-the-range-forgotten",
+        file="_certificates.py",
+        old="    bound = _hypot(range_part, null_part, xp=xp) * _slack(x)\n",
+        new="    bound = range_part * _slack(x)\n",
+        tests=("tests/core/test_certificates.py::test_pinv_bounds_and_ranks_hold_on_ten_thousand_exact_matrices_and_are_close",),
+    ),
+    Breakage(
+        name="rank-claimed-without-a-gap",
+        file="_certificates.py",
+        old="xp.where(usable, rank, xp.full_like(rank, -1))\n",
+        new="rank\n",
+        tests=("tests/core/test_certificates.py::test_a_rank_without_a_gap_is_not_claimed",),
+    ),
+    # ----------------------------------------------------------------------------------------- inverses
+    Breakage(
+        name="first-term-for-the-whole-gradient",
+        file="_pinv.py",
+        old="    gradient = gradient + (ghx - a @ (x @ ghx)) @ xh + xh @ (xgh - (xgh @ x) @ a)\n",
+        new="",
+        tests=("tests/core/test_pinv.py::test_derivatives_follow_golub_and_pereyra_at_constant_rank",),
+    ),
+    Breakage(
+        name="null-space-not-removed",
+        file="_pinv.py",
+        old="    x = x @ work @ x  # zero on the null space",
+        new="    x = x  # zero on the null space",
+        tests=("tests/core/test_guards.py::test_iterations_empty_the_null_space_without_a_fallback",),
+    ),
+    Breakage(
+        name="gradient-of-one-triangle",
+        file="_ridge_inverse.py",
+        old="    gradient = -(y @ ((g + _arrays.adjoint(g, xp=xp)) / 2) @ y)\n",
+        new="    gradient = -(y @ g @ y)\n",
+        tests=("tests/core/test_ridge_inverse.py::test_gradients_agree_with_torch_and_jax",),
+    ),
+    Breakage(
+        name="corrections-reach-finished-members",
+        file="_ridge_inverse.py",
+        old="        keep = outcome.converged\n",
+        new="        keep = outcome.converged & ~outcome.converged\n",
+        tests=("tests/core/test_guards.py::test_corrections_leave_members_alone_that_were_certified_at_once",),
+    ),
+    # ---------------------------------------------------------------------------------------- landmarks
+    Breakage(
+        name="proposals-never-rejected",
+        file="_landmark_sampling.py",
+        old=" or thresholds[i] * state.residual[local[i]] >= h:",
+        new=":",
+        tests=("tests/core/test_landmarks.py::test_accelerated_rpcholesky_has_the_law_of_the_plain_one",),
+    ),
+    Breakage(
+        name="weights-not-square-roots",
+        file="_landmark_sampling.py",
+        old="        weights = 1.0 / np.sqrt(np.clip(share, ROUNDING * _arrays.eps(rows.dtype), 1.0))\n",
+        new="        weights = 1.0 / np.clip(share, ROUNDING * _arrays.eps(rows.dtype), 1.0)\n",
+        tests=("tests/core/test_guards.py::test_a_leverage_sample_stands_for_as_many_rows_as_it_was_drawn_from",),
+    ),
+    # ------------------------------------------------------------------------------------------ Nystrom
+    Breakage(
+        name="absolute-cut-off",
+        file="_nystrom_core.py",
+        old="    cut = max(rtol * largest, math.sqrt(m) * noise * height, 0.0)\n",
+        new="    cut = 1e-12\n",
+        tests=("tests/core/test_nystrom.py::test_the_cut_off_is_relative_to_the_largest_eigenvalue",),
+    ),
+    Breakage(
+        name="wrong-sign-in-woodbury",
+        file="_nystrom_solve.py",
+        old="            part = (rest[start:stop, :] - f @ coefficients) / ridge\n",
+        new="            part = (rest[start:stop, :] + f @ coefficients) / ridge\n",
+        tests=("tests/core/test_nystrom.py::test_systems_are_solved_to_rounding_and_their_determinants_known",),
+    ),
+    Breakage(
+        name="floor-without-the-core",
+        file="_nystrom_core.py",
+        old="    return from_blocks + whitening.noise * sums[:, 1] + stored_unit * sums[:, 2]\n",
+        new="    return stored_unit * sums[:, 2]\n",
+        tests=("tests/core/test_nystrom.py::test_the_trace_error_is_exact_for_the_matrix_returned",),
+    ),
+    Breakage(
+        name="floor-of-a-sample-for-all-rows",
+        file="_nystrom_core.py",
+        old="            floor = floor + xp.mean(sampled) * (stop - start)\n",
+        new="            floor = floor + xp.sum(sampled)\n",
+        tests=("tests/core/test_nystrom.py::test_a_tolerance_below_the_floor_of_the_data_names_that_floor",),
+    ),
+    Breakage(
+        name="preconditioner-shifts-by-the-largest",
+        file="_nystrom_solve.py",
+        old='    smallest = xp.min(xp.where(usable, eigenvalues, xp.full_like(eigenvalues, float("inf"))))\n',
+        new="    smallest = xp.max(eigenvalues)\n",
+        tests=("tests/core/test_nystrom.py::test_the_preconditioner_is_the_formula_of_its_paper",),
+    ),
+    Breakage(
+        name="damage-not-looked-for",
+        file="_nystrom_io.py",
+        old="        if file.read(len(ZEROS)) != expected:\n",
+        new="        if False:\n",
+        tests=("tests/core/test_nystrom_files.py::test_every_changed_byte_is_noticed",),
+    ),
+]
