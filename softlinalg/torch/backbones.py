@@ -424,7 +424,7 @@ def soft_large(**options: Unpack[BackboneOptions]) -> SoftBackbone:
 
 
 def soft_huge(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT huge: 87,108,273 parameters, 15.4 GMAC at 224. Options as in `SoftBackbone`."""
+    """SOFT huge: 87,108,273 parameters, 15.3 GMAC at 224. Options as in `SoftBackbone`."""
     return SoftBackbone(**HUGE, **options)
 
 

@@ -306,6 +306,34 @@ def test_every_parameter_has_a_gradient():
         assert not without, sampler
 
 
+def test_gradients_of_each_sample_come_from_vmap():
+    module, x = SoftAttention(16, 2, 9, depthwise=3).double(), tokens(3)
+    parameters = dict(module.named_parameters())
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(module, parameters, (sample[None], (8, 6))).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    loss(parameters, x[1]).backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(each[name][1], parameter.grad, rtol=1e-8, atol=1e-10, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # in array-api-compat, of types
+@pytest.mark.parametrize("sampler", ["conv", "pool"])
+def test_a_block_compiles_as_one_graph_and_exports(sampler):
+    block, x = SoftBlock(16, 2, landmarks=9, sampler=sampler, ratio=2, depthwise=3).eval(), tokens(2, dtype=torch.float32)
+    wanted = block(x, (8, 6))
+    torch._dynamo.reset()
+    found = torch.compile(block, fullgraph=True, backend="eager")(x, (8, 6))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    found.sum().backward()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(block, (x, (8, 6)), dynamic_shapes=({0: batch}, (None, None))).module()
+    torch.testing.assert_close(program(torch.cat([x, x]), (8, 6))[:2], wanted, rtol=0, atol=1e-5)
+
+
 # --------------------------------------------------------------------------------------------------------- blocks
 def test_a_block_is_the_published_composition():
     block, x = SoftBlock(16, 2, landmarks=9, depthwise=3).double(), tokens()
