@@ -771,6 +771,8 @@ def with_diagonal(a: Array, diagonal: Array, *, xp: Namespace) -> Array:
 
 def adjoint(a: Array, *, xp: Namespace) -> Array:
     """Conjugate transpose over the last two axes."""
+    if compat.is_torch_array(a):
+        return a.mH if is_complex(a.dtype) else a.mT  # which also works on batches of gradients (is_grads_batched=True)
     transposed = xp.matrix_transpose(a)
     return xp.conj(transposed) if is_complex(a.dtype) else transposed
 

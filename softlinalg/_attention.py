@@ -121,9 +121,14 @@ def newton_start_slope(w: Array, alpha: Array, settings: InverseSettings, *, xp:
     square = eye - alpha[..., None, None] * (p @ p)
     power = eye
     for step in range(settings.steps):
-        power = power @ square
-        square = square @ square if step + 1 < settings.steps else square
+        power = _without_tiny(power @ square, xp=xp)
+        square = _without_tiny(square @ square, xp=xp) if step + 1 < settings.steps else square
     return 2.0**settings.steps * (power @ p)
+
+
+def _without_tiny(a: Array, *, xp: Namespace) -> Array:
+    """Zero for entries whose square would be subnormal: what converges to zero by squaring would pass through such numbers."""
+    return xp.where(xp.abs(a) < math.sqrt(_arrays.tiny(a.dtype)), xp.zeros_like(a), a)
 
 
 def normalized(x: Array, w: Array, *, xp: Namespace) -> Array:

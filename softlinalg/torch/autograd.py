@@ -6,6 +6,7 @@ forms for plain tensors: in reused memory, forward and backward; a second deriva
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -187,7 +188,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, landmarks, x, hidden, features, key_features, moment = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted: through the composite form
+        if torch.is_grad_enabled() or not is_plain(grad):  # a second derivative, or many gradients at once: the composite form
             return (*_differentiably(grad, ctx, (q, k, v, landmarks, x), hidden), None, None, None)
         saved = _attention_blocks.Forward(grad, features, features if k is None else key_features, moment)
         found = _attention_blocks.attend_vjp(grad, q, k, v, hidden, x, ctx.columns, saved)
@@ -197,14 +198,24 @@ class _Attend(torch.autograd.Function):
 
 def _differentiably(grad: Tensor, ctx: Any, inputs: tuple[Any, ...], hidden: Tensor | None) -> list[Tensor | None]:
     """The gradient as a differentiable function of the inputs and of `grad`."""
-    q, k, v, landmarks, x = inputs
-    work = landmarks.dtype
-    out = _attention.composite(
-        q.to(work), None if k is None else k.to(work), v.to(work), landmarks, hidden, x, length_scale=ctx.scale, normalization=None, xp=xp
-    )
-    wanted = [p for p, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
-    found = iter(torch.autograd.grad(out, wanted, grad.to(out.dtype), create_graph=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(inputs)]]
+
+    def again(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, x: Tensor) -> Tensor:
+        work = landmarks.dtype
+        q, k, v = q.to(work), None if k is None else k.to(work), v.to(work)
+        out: Tensor = _attention.composite(q, k, v, landmarks, hidden, x, length_scale=ctx.scale, normalization=None, xp=xp)
+        return out.to(grad.dtype)
+
+    return _pull_back(again, grad, inputs, ctx.needs_input_grad)
+
+
+def _pull_back(function: Callable[..., Tensor], grad: Tensor, inputs: tuple[Any, ...], needed: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients of a composite function; differentiable in turn where gradients are recorded."""
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        out = function(*inputs)
+    wanted = [x for x, wants in zip(inputs, needed, strict=False) if wants]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=recorded))
+    return [next(found) if wants else None for wants in needed[: len(inputs)]]
 
 
 class _FeatureMatrix(torch.autograd.Function):
@@ -221,11 +232,12 @@ class _FeatureMatrix(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         points, landmarks, features = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            again = _attention.features(points.to(landmarks.dtype), landmarks, ctx.scale, xp=xp)
-            wanted = [p for p, needed in zip((points, landmarks), ctx.needs_input_grad, strict=False) if needed]
-            found = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
-            return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None)
+        if torch.is_grad_enabled() or not is_plain(grad):
+
+            def again(points: Tensor, landmarks: Tensor) -> Tensor:
+                return _attention.features(points.to(landmarks.dtype), landmarks, ctx.scale, xp=xp)  # type: ignore[no-any-return]
+
+            return (*_pull_back(again, grad, (points, landmarks), ctx.needs_input_grad), None, None)
         moved, landmarks_moved = _attention_blocks.feature_matrix_vjp(grad, points, features, ctx.columns)
         ctx.columns.release()
         return moved, landmarks_moved.to(landmarks.dtype), None, None
@@ -250,7 +262,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     for x in tensors:
         if x is None:
             continue
-        if _arrays.is_traced(x) or type(x) not in (Tensor, torch.nn.Parameter):
+        if _arrays.is_traced(x) or torch._C._functorch.is_legacy_batchedtensor(x) or type(x) not in (Tensor, torch.nn.Parameter):
             return False
         if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
             return False
