@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 
+import array_api_compat.torch as xp
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from softlinalg._attention_full import cluster
 from softlinalg.errors import ParameterError
 
 __all__ = ["KMeansLandmarks", "PoolLandmarks", "RandomLandmarks", "conv_landmarks", "landmark_grid"]
@@ -185,7 +187,7 @@ class RandomLandmarks(_Counted):
 
 
 class KMeansLandmarks(_Counted):
-    """Means of clusters of the queries: Lloyd's iteration from the places of `RandomLandmarks`.
+    """Means of clusters of the queries: Lloyd's algorithm from tokens at even distances in the sequence.
 
     Parameters
     ----------
@@ -193,19 +195,16 @@ class KMeansLandmarks(_Counted):
         Clusters.
     steps : int, default 3
         Each costs O(count tokens head_dim).
-    seed : int, default 0
-        Of the places from which it starts.
 
     Notes
     -----
-    Gradients flow through the means of the last step; which token belongs where is a constant to them. A cluster that
-    loses all its tokens stays where it was.
+    Gradients flow through the means of the last step; which token belongs where is a constant to them. In the place of a cluster
+    that has lost all its tokens stands the mean of all. Half precisions are computed in float32.
     """
 
-    def __init__(self, count: int, steps: int = 3, seed: int = 0) -> None:
+    def __init__(self, count: int, steps: int = 3) -> None:
         super().__init__(count)
         self.steps = steps
-        self.start = RandomLandmarks(count, seed)
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
@@ -213,17 +212,12 @@ class KMeansLandmarks(_Counted):
 
     def forward(self, q: Tensor, grid: Grid, hidden: Tensor | None = None) -> Tensor:
         """Landmarks (batch, heads, count, head_dim)."""
-        landmarks: Tensor = self.start(q, grid, hidden)
-        for _ in range(self.steps):
-            with torch.no_grad():
-                away = landmarks.square().sum(-1)[..., None] - 2 * (landmarks @ q.mT)  # less |q|^2, which does not matter
-                member = torch.zeros_like(away).scatter_(2, away.argmin(2, keepdim=True), 1)  # (batch, heads, count, tokens)
-                if hidden is not None:
-                    member = member.masked_fill(hidden[:, None, None], 0)
-                size = member.sum(-1, keepdim=True)
-                landmarks = landmarks.detach()
-            landmarks = torch.where(size > 0, (member @ q) / size.clamp_min(1), landmarks)
-        return landmarks
+        with torch.autocast(q.device.type, enabled=False):
+            points = q.float() if q.dtype in (torch.float16, torch.bfloat16) else q
+            groups = cluster(points, None if hidden is None else hidden[:, None, :], self.count, self.steps, xp=xp)
+            sizes = groups.sizes[..., None]
+            middle = (sizes * groups.centers).sum(-2, keepdim=True) / sizes.sum(-2, keepdim=True).clamp_min(1)
+            return torch.where(sizes > 0, groups.centers, middle).to(q.dtype)
 
 
 def conv_landmarks(
