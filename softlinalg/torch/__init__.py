@@ -20,15 +20,27 @@ from softlinalg.torch.backbones import (
 )
 from softlinalg.torch.checkpoints import LoadReport, load_published_weights, save_weights
 from softlinalg.torch.diagnostics import attention_map, diagnose, plot_attention
-from softlinalg.torch.functional import soft_attention
+from softlinalg.torch.functional import (
+    AttentionError,
+    attention_error,
+    clustered_softmax_attention,
+    gaussian_attention,
+    soft_attention,
+    softmax_as_gaussian,
+    softmax_attention_error,
+)
 
 __all__ = [
+    "AttentionError",
     "LoadReport",
     "SoftAttention",
     "SoftBackbone",
     "SoftBlock",
+    "attention_error",
     "attention_map",
+    "clustered_softmax_attention",
     "diagnose",
+    "gaussian_attention",
     "landmark_inverse",
     "load_published_weights",
     "plot_attention",
@@ -45,4 +57,6 @@ __all__ = [
     "soft_norm_tiny",
     "soft_small",
     "soft_tiny",
+    "softmax_as_gaussian",
+    "softmax_attention_error",
 ]
