@@ -28,8 +28,10 @@ __all__ = [
     "Wide",
     "check_rows",
     "kernel_diagonal",
+    "kernel_unit",
     "optional_count",
     "progress_bar",
+    "row_rounding",
     "row_spans",
     "summarize",
     "triangularize",
@@ -48,13 +50,16 @@ DEVICE_SLAB_BYTES = 2**26
 """The same for devices and libraries without buffers, where a call costs more than its arithmetic."""
 
 KERNEL_UNITS = 4.0
-"""Rounding of a kernel value in units of its dtype: its exponent is a difference of squares."""
+"""How many times the rounding that `kernel_unit` finds in a few columns a kernel value may be off elsewhere."""
+
+PROBED_COLUMNS = 8
+"""Landmarks at which `kernel_unit` looks."""
 
 ROW_SLACK = 10.0
 """How many times its estimated rounding a row may be explained beyond its kernel value before the factorisation counts as broken."""
 
-FAR_ROW_SLACK = 100.0
-"""Rounding units of the kernel value allowed besides: far rows have small but relatively inaccurate kernel values."""
+FAR_ROW_SLACK = 25.0
+"""Roundings of the kernel value allowed besides: far rows have small but relatively inaccurate kernel values."""
 
 FLOOR_STRIDE = 32
 """One row in so many is looked at for the rounding floor, an estimate in any case."""
@@ -104,7 +109,7 @@ class Whitening(NamedTuple):
     turn: Array
     """Orthogonal, shape (r, r): M turn = V_r Lambda_r^(-1/2), the map onto the eigenvectors of W."""
     noise: float
-    """Rounding of W, in the spectral norm and relative to it."""
+    """What rounding E of W makes of a quadratic form b^T E b with an independent b, relative to |W| |b|^2."""
     spread: float
     """Largest entry on the diagonal of W, times the trace of W^+."""
 
@@ -122,7 +127,7 @@ def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> 
     rtol : float
         Eigenvalues at or below rtol times the largest are dropped.
     noise : float
-        Relative rounding of the entries of `w`. Rounding of that size moves eigenvalues by up to about
+        Rounding of the entries of `w`, relative to its diagonal. It moves eigenvalues by up to about
         sqrt(m) * noise * max diag(w), so nothing below that is kept either.
 
     Raises
@@ -152,7 +157,7 @@ def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> 
     pivots = _arrays.pivot_order(w)
     order = [*pivots[rank:], *pivots[:rank]]  # the landmarks that add nothing first: the triangle is that of the others
     triangular, turn = triangularize(_arrays.take_rows(vectors[:, m - rank :] / xp.sqrt(kept), order, xp=xp), xp=xp)
-    relative_noise = max(math.sqrt(m) * noise * height / largest, _arrays.eps(w.dtype)) if rank else 0.0
+    relative_noise = max(KERNEL_UNITS * noise * height / largest, _arrays.eps(w.dtype)) if rank else 0.0
     return Whitening(triangular, order, kept, turn, relative_noise, float(xp.sum(height / kept)))
 
 
@@ -341,7 +346,7 @@ def summarize(
     whitening : Whitening or None
         Where the features come from. None where they were rotated since: floor and broken rows are then not looked for.
     unit, stored_unit : float
-        Rounding of kernel values and products, and of the features as stored.
+        Rounding of kernel values, and of the features as stored.
     """
     xp = wide.xp
     gram, zero = wide.zeros(rank, rank), wide.zeros(1)
@@ -356,11 +361,11 @@ def summarize(
         error = error + xp.sum(residual)
         if whitening is not None and rank:
             some = slice(0, None, FLOOR_STRIDE if stop - start >= 8 * FLOOR_STRIDE else 1)
-            sampled = _row_rounding(f[some, :], k_ii[some], whitening, unit, stored_unit, xp=xp)
+            sampled = row_rounding(f[some, :], k_ii[some], whitening, unit, stored_unit, xp=xp)
             floor = floor + xp.mean(sampled) * (stop - start)
             suspect = ~(residual >= -FAR_ROW_SLACK * unit * xp.abs(k_ii))  # NaN is suspect too
             if bool(xp.any(suspect)):
-                slack = ROW_SLACK * _row_rounding(f, k_ii, whitening, unit, stored_unit, xp=xp) + FAR_ROW_SLACK * unit * xp.abs(k_ii)
+                slack = ROW_SLACK * row_rounding(f, k_ii, whitening, unit, stored_unit, xp=xp) + FAR_ROW_SLACK * unit * xp.abs(k_ii)
                 broken = broken + xp.sum(xp.astype(~(residual >= -slack), wide.dtype))
     totals = tuple(float(total[0]) for total in (trace, error, floor, broken))
     if not math.isfinite(totals[0]):
@@ -376,18 +381,17 @@ def summarize(
     )
 
 
-def _row_rounding(f: Array, k_ii: Array, whitening: Whitening, unit: float, stored_unit: float, *, xp: Namespace) -> Array:
+def row_rounding(f: Array, k_ii: Array, whitening: Whitening, unit: float, stored_unit: float, *, xp: Namespace) -> Array:
     r"""Estimate of the rounding error of |F_i|^2, shape (b,).
 
     A perturbation e of row C_i and E of W changes |F_i|^2 = C_i W^+ C_i^T by 2 e b_i + e W^+ e^T - b_i^T E b_i, where
-    b_i = W^+ C_i^T. The first term is at most 2 u |C_i| |b_i|, u the rounding of kernel values, the last |E| |b_i|^2, and both
+    b_i = W^+ C_i^T. The first term is at most 2 unit |C_i| |b_i|, the last |E| |b_i|^2, and both
     norms are weighted sums of the squared coordinates G_i = F_i turn on the eigenvectors of W: |C_i|^2 = sum lambda G^2,
-    |b_i|^2 = sum G^2 / lambda. The second term is about u^2 tr(W^+) times the kernel value.
+    |b_i|^2 = sum G^2 / lambda. The second term is about unit^2 tr(W^+) times the kernel value.
     """
-    u = KERNEL_UNITS * unit
     ratios = whitening.eigenvalues / whitening.eigenvalues[-1]  # so that nothing overflows, whatever the scale of the kernel
     sums = (f @ whitening.turn) ** 2 @ xp.stack([ratios, 1 / ratios, xp.ones_like(ratios)], axis=-1)  # (b, 3)
-    from_blocks = 2 * u * xp.sqrt(sums[:, 0]) * xp.sqrt(sums[:, 1]) + u * u * whitening.spread * xp.abs(k_ii)
+    from_blocks = 2 * unit * xp.sqrt(sums[:, 0]) * xp.sqrt(sums[:, 1]) + unit**2 * whitening.spread * xp.abs(k_ii)
     return from_blocks + whitening.noise * sums[:, 1] + stored_unit * sums[:, 2]
 
 
@@ -399,6 +403,24 @@ def kernel_diagonal(kernel: Any, x: Array, *, func: str) -> Array:
         message = f"{func}: kernel.diagonal(x) must have shape ({x.shape[0]},); got {got}. Return one value per row."
         raise ShapeError(message)
     return values
+
+
+def kernel_unit(kernel: Any, landmarks: Array, *, func: str, xp: Namespace) -> float:
+    """Rounding of kernel values in the dtype of `landmarks`, relative to the diagonal.
+
+    Measured on a few columns: k(x, y) for many y at once, against k(x, y_j) alone. Distances are differences of large squares
+    in the first where the points spread over many length scales, hardly in the second, which is centered at y_j.
+    """
+    m = landmarks.shape[0]
+    height = xp.sqrt(xp.abs(kernel_diagonal(kernel, landmarks, func=func)))
+    together = kernel(landmarks, xp.asarray(landmarks, copy=True))  # a copy: k(x, x) of the same object may be treated apart
+    error = 0.0
+    for j in range(0, m, -(-m // PROBED_COLUMNS)):
+        alone = kernel(landmarks, landmarks[j : j + 1, :])
+        scale = height * height[j]
+        scale = xp.where(scale > 0, scale, xp.ones_like(scale))
+        error = max(error, float(xp.max(xp.abs(together[:, j] - alone[:, 0]) / scale)))
+    return max(_arrays.eps(landmarks.dtype), error if math.isfinite(error) else 0.0)
 
 
 def progress_bar(total: int, description: str, *, shown: bool) -> AbstractContextManager[Callable[[int], Any]]:

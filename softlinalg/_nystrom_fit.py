@@ -15,13 +15,16 @@ from softlinalg import _arrays
 from softlinalg._landmarks import METHODS, select_landmarks
 from softlinalg._nystrom_core import (
     CUT_OFF,
+    KERNEL_UNITS,
     FeatureMap,
     RowStore,
     Summary,
     Whitening,
     Wide,
     kernel_diagonal,
+    kernel_unit,
     progress_bar,
+    row_rounding,
     row_spans,
     summarize,
     triangularize,
@@ -40,6 +43,9 @@ FIRST_COUNT = 32
 
 SAMPLE_ROWS = 4096
 """Rows on which the error is looked at before a pass over all rows is worth its cost."""
+
+FLOOR_ROWS = 512
+"""Rows on which rounding is measured."""
 
 FLOOR_SHARE = 0.5
 """A trace error of which rounding may be more than this share is measured again in float64."""
@@ -156,7 +162,8 @@ def _whitening(problem: Problem, landmarks: Array, rtol: float) -> Whitening:
     if tuple(w.shape) != (m, m):
         message = f"{problem.func}: kernel(x, y) must have shape ({m}, {m}) for {m} points; got {tuple(w.shape)}. Return (len(x), len(y))."
         raise ShapeError(message)
-    return whiten(wide.widen(w), rtol=rtol, noise=_arrays.eps(dtype), func=problem.func, xp=wide.xp)
+    noise = kernel_unit(problem.kernel, points, func=problem.func, xp=xp)
+    return whiten(wide.widen(w), rtol=rtol, noise=noise, func=problem.func, xp=wide.xp)
 
 
 def _feature_map(problem: Problem, landmarks: Array, whitening: Whitening, *, in_float64: bool) -> FeatureMap:
@@ -194,7 +201,7 @@ def _measure(
             lambda start, stop: kernel_diagonal(problem.kernel, x[start:stop, :], func=func),
             feature_map.rank,
             whitening,
-            unit=_arrays.eps(problem.xp.float64 if feature_map.in_float64 else problem.dtype),
+            unit=_unit(problem, feature_map),
             stored_unit=_arrays.eps(problem.dtype),
             func=func,
             wide=problem.wide,
@@ -217,6 +224,33 @@ class _Attempt(NamedTuple):
         return self.summary.trace_error / self.summary.trace if self.summary.trace > 0 else 0.0
 
 
+def _unit(problem: Problem, feature_map: FeatureMap) -> float:
+    """Rounding of the kernel values that the map computes."""
+    dtype = problem.xp.float64 if feature_map.in_float64 else problem.dtype
+    points = problem.xp.astype(feature_map.landmarks, dtype, copy=False)
+    return KERNEL_UNITS * kernel_unit(problem.kernel, points, func=problem.func, xp=problem.xp)
+
+
+def _measured_floor(problem: Problem, feature_map: FeatureMap, whitening: Whitening, x: Array) -> float:
+    """Rounding floor of a trace error from float32 blocks: what float64 makes of some rows, three standard errors on top.
+
+    A bound per row would be some fifty times larger, because errors of both signs cancel in a sum over rows.
+    """
+    n, xp, unit = int(x.shape[0]), problem.wide.xp, _arrays.eps(problem.dtype)
+    rows = x
+    if n > FLOOR_ROWS:
+        chosen = np.random.default_rng(0).choice(n, size=FLOOR_ROWS, replace=False)
+        rows = _arrays.take_rows(x, np.sort(chosen), xp=problem.xp)
+    rounded = problem.wide.widen(feature_map(rows))
+    exact_map = replace(feature_map, in_float64=True, dtype=problem.xp.float64)
+    exact = exact_map(rows)
+    difference = xp.sum(rounded * rounded - exact * exact, axis=-1)
+    k_ii = problem.wide.widen(kernel_diagonal(problem.kernel, rows, func=problem.func))
+    rest = row_rounding(exact, k_ii, whitening, _unit(problem, exact_map), unit, xp=xp)
+    spread = float(xp.std(difference)) / math.sqrt(rows.shape[0])
+    return n * (abs(float(xp.mean(difference))) + 3 * spread + float(xp.mean(rest)))
+
+
 def _first_sound(problem: Problem, landmarks: Array, x: Array, is_enough: Callable[[Summary], bool], *, keep: bool) -> _Attempt:
     """The first approximation that explains no more than there is, and of which `is_enough` is true if float32 can tell.
 
@@ -236,6 +270,8 @@ def _first_sound(problem: Problem, landmarks: Array, x: Array, is_enough: Callab
         for in_float64 in (False, True) if can_widen and factor == 1.0 else (can_widen,):
             feature_map = _feature_map(problem, landmarks, whitening, in_float64=in_float64)
             summary, features = _measure(problem, feature_map, x, whitening, keep=keeps)
+            if can_widen and not in_float64 and feature_map.rank:
+                summary = summary._replace(floor=_measured_floor(problem, feature_map, whitening, x))
             is_sound = summary.broken_rows == 0 and summary.trace_error >= -summary.floor
             if is_sound and (in_float64 == can_widen or is_enough(summary)):
                 return _Attempt(landmarks, feature_map, whitening, summary, features)

@@ -8,11 +8,10 @@ float64, with one or two steps of refinement, it is that of rounding the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from softlinalg import _arrays
 from softlinalg._nystrom_core import RowStore, Wide
-from softlinalg._typing import Array
+from softlinalg._typing import Array, Namespace
 from softlinalg.errors import NumericalError
 
 __all__ = ["preconditioner_core", "ridge_solve"]
@@ -108,13 +107,19 @@ def ridge_solve(
     return y
 
 
-def _backward_error(rest: Array, y: Array, b: Array, norm: float, *, xp: Any) -> float:
-    """Largest over the columns of |rest| / (norm |y| + |b|), in the maximum norm: nothing overflows."""
+def _backward_error(rest: Array, y: Array, b: Array, norm: float, *, xp: Namespace) -> float:
+    """Largest over the columns of |rest| / (norm |y| + |b|)."""
     if b.shape[0] == 0 or b.shape[1] == 0:
         return 0.0
-    size = norm * xp.max(xp.abs(y), axis=0) + xp.max(xp.abs(b), axis=0)
-    ratio = xp.max(xp.abs(rest), axis=0) / xp.where(size > 0, size, xp.ones_like(size))
-    return float(xp.max(ratio))
+    size = norm * _column_norms(y, xp=xp) + _column_norms(b, xp=xp)
+    return float(xp.max(_column_norms(rest, xp=xp) / xp.where(size > 0, size, xp.ones_like(size))))
+
+
+def _column_norms(a: Array, *, xp: Namespace) -> Array:
+    """Euclidean norms of the columns; nothing overflows that need not."""
+    largest = xp.max(xp.abs(a), axis=0)
+    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    return scale * xp.sqrt(xp.sum((a / scale) ** 2, axis=0))
 
 
 def preconditioner_core(eigenvalues: Array, rotation: Array, ridge: float, *, wide: Wide) -> Array:
