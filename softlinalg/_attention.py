@@ -11,7 +11,7 @@ import math
 from typing import Any, NamedTuple
 
 from softlinalg import _arrays, _attention_blocks, _iterations
-from softlinalg._attention_blocks import Columns, lowest_exponent
+from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
 from softlinalg._kernel_distances import GaussianColumns, mirror
 from softlinalg._newton_pinv import newton_pinv
 from softlinalg._pinv import ridge_inverse
@@ -140,7 +140,7 @@ def normalized(x: Array, w: Array, *, xp: Namespace) -> Array:
 # ------------------------------------------------------------------------------------------ kernel matrices
 def features(points: Array, landmarks: Array, length_scale: float, *, xp: Namespace) -> Array:
     """k(points, landmarks), new arrays only; zero where it is below the square root of the smallest normal number."""
-    columns = GaussianColumns(landmarks, 1 / length_scale, func="soft_attention", xp=xp)
+    columns = GaussianColumns(landmarks, 1 / length_scale, func="soft_attention", xp=xp, center=mean_point(landmarks, xp=xp))
     return _values(columns(points), xp=xp)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from softlinalg import _arrays
-from softlinalg._kernel_distances import center_of, near_limit
+from softlinalg._kernel_distances import near_limit
 from softlinalg._kernel_products import rows_per_block
 from softlinalg._typing import Array, DType, Namespace
 
@@ -25,6 +25,18 @@ __all__ = ["Columns", "Forward", "Gradients", "attend", "attend_vjp", "feature_m
 def lowest_exponent(dtype: DType) -> float:
     """The exponent below which a feature counts as zero: half of where numbers become subnormal, so that no product of two is."""
     return math.log(_arrays.tiny(dtype)) / 2
+
+
+_BLOCKS = 4
+"""Blocks are so many times as large as those of kernel products: the smaller ones of these call each operation too often."""
+
+
+def mean_point(points: Array, *, xp: Namespace) -> Array:
+    """The mean of each set, (..., 1, d), constant to differentiation: a center that takes no sorting.
+
+    An outlier may move it far away; then points are far from it, which is seen, and accuracy is kept by other means.
+    """
+    return xp.mean(_arrays.detach(points), axis=-2, keepdims=True)
 
 
 class Span(NamedTuple):
@@ -74,13 +86,13 @@ class Columns:
         self.xp, self.inverse, self.dtype = xp, inverse_scale, landmarks.dtype
         self.b, self.h, self.m, self.d = landmarks.shape
         flat = xp.reshape(landmarks, (self.b * self.h, self.m, self.d))
-        self.center = center_of(flat, xp=xp)  # (B, 1, d)
+        self.center = mean_point(flat, xp=xp)  # (B, 1, d)
         self.w = (flat - self.center) * inverse_scale
         squared = xp.sum(self.w * self.w, axis=-1, keepdims=True)
         self.near = squared <= near_limit(self.dtype)
         self.rows = xp.concat([self.w, xp.ones_like(squared), -squared / 2], axis=-1)  # (B, m, d + 2)
         self.columns = xp.matrix_transpose(self.rows)
-        self.step = rows_per_block(None, landmarks, self.m, func="soft_attention")
+        self.step = _BLOCKS * rows_per_block(None, landmarks, self.m, func="soft_attention")
         self.lowest = lowest_exponent(self.dtype)
         self._memory: dict[str, Array] = {}
 

@@ -109,12 +109,14 @@ class GaussianColumns:
         Points, finite, float32 or float64.
     inverse : float or array, shape (d,)
         1 / length scale.
+    center : array, shape (..., 1, d), optional
+        A central point, constant to differentiation. Default: `center_of`.
     """
 
-    def __init__(self, y: Array, inverse: float | Array, *, func: str, xp: Namespace) -> None:
+    def __init__(self, y: Array, inverse: float | Array, *, func: str, xp: Namespace, center: Array | None = None) -> None:
         self.y, self.inverse, self.func, self.xp = y, inverse, func, xp
         self.limit = near_limit(y.dtype)
-        self.center = center_of(y, xp=xp)
+        self.center = center_of(y, xp=xp) if center is None else center
         self.z, squared = self._scaled(y)
         self.far = squared[..., 0] > self.limit  # (..., m)
         self.augmented = xp.matrix_transpose(xp.concat([self.z, xp.ones_like(squared), -squared / 2], axis=-1))  # (..., d + 2, m)
