@@ -23,6 +23,7 @@ from softlinalg.errors import BackendMismatchError, DTypeError, NonFiniteError, 
 
 __all__ = [
     "Inputs",
+    "add_matmul_in_place",
     "adjoint",
     "binary_exponent",
     "check_finite",
@@ -39,6 +40,7 @@ __all__ = [
     "empty_like_shape",
     "eps",
     "eye_like",
+    "fill_diagonal_in_place",
     "frobenius",
     "from_numpy",
     "has_float64",
@@ -793,6 +795,23 @@ def clamped_exp_in_place(block: Array, lowest: float) -> None:
         xp.clip(block, lowest, 0.0, out=block)
         xp.exp(block, out=block)
         block *= block > floor
+
+
+def add_matmul_in_place(total: Array, left: Array, right: Array) -> None:
+    """total += left @ right for stacks of matrices (B, n, m), a buffer of the caller."""
+    if compat.is_torch_array(total):
+        total.baddbmm_(left, right)
+        return
+    total += left @ right
+
+
+def fill_diagonal_in_place(a: Array, value: float) -> None:
+    """Set the diagonals of stacked matrices, a buffer of the caller."""
+    if compat.is_torch_array(a):
+        sys.modules["torch"].diagonal(a, dim1=-2, dim2=-1).fill_(value)
+        return
+    flat = a.reshape((*a.shape[:-2], -1))  # of a buffer in order: a view
+    flat[..., :: a.shape[-1] + 1] = value
 
 
 def empty_in_order_of(x: Array, shape: tuple[int, ...], *, xp: Namespace) -> Array:

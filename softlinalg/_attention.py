@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _attention_blocks, _iterations
+from softlinalg import _arrays, _attention_blocks, _certificates, _iterations
 from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
 from softlinalg._kernel_distances import GaussianColumns, mirror
 from softlinalg._newton_pinv import newton_pinv
@@ -40,6 +40,8 @@ class InverseSettings(NamedTuple):
     alpha: str = "matrix"
     """Start of "published": a factor for each "matrix", or one for the "batch" as in the published SOFT++."""
     normalization: str | None = None
+    is_kernel: bool = False
+    """The matrix was made by `landmark_kernel`: symmetric, with a unit diagonal, and need not be checked for that."""
 
 
 def inverse_settings(
@@ -98,11 +100,26 @@ def landmark_inverse(w: Array, settings: InverseSettings, *, xp: Namespace) -> A
 def plain_inverse(w: Array, settings: InverseSettings, *, xp: Namespace) -> Array:
     """The inverse of W + ridge I, before normalization, by the way that `settings` names; the type of `w`."""
     if settings.inverse == "certified":
+        quick = _quickly_certified(w, settings, xp=xp) if settings.is_kernel and not _arrays.is_traced(w) else None
+        if quick is not None:
+            return quick
         return ridge_inverse(w, settings.ridge, tol=settings.tol, check_finite=False)
     if settings.inverse == "exact":
         wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
         return xp.astype(_arrays.spd_inverse(wide + settings.ridge * _arrays.eye_like(wide, xp=xp), xp=xp)[0], w.dtype, copy=False)
     return newton_inverse(w, start_factor(w, settings, xp=xp), settings)
+
+
+def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) -> Array | None:
+    """The inverse by Cholesky where the cheapest certificate of `ridge_inverse` holds for the whole batch."""
+    wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
+    b = wide + settings.ridge * _arrays.eye_like(wide, xp=xp)
+    x, _ = _arrays.spd_inverse(b, xp=xp)
+    certificate = _certificates.certify_cholesky(b, x, xp=xp)
+    # Rounding of 1 + ridge may have moved B, and so I - B X.
+    residual = certificate.residual + _arrays.eps(wide.dtype) * (1 + settings.ridge) * _arrays.frobenius(x, xp=xp)
+    tol = settings.tol or (1e-6 if _arrays.eps(w.dtype) < 1e-10 else 1e-3)
+    return xp.astype(x, w.dtype, copy=False) if bool(xp.all(residual <= tol)) else None
 
 
 def newton_inverse(w: Array, alpha: Array, settings: InverseSettings) -> Array:
@@ -157,9 +174,16 @@ def landmark_kernel(landmarks: Array, length_scale: float, settings: InverseSett
     Distances are computed in float64 where the device has it: the smallest ones decide about the condition of W. It is inverted in
     float64 too, but by the published iteration in the type of the tokens, as published.
     """
-    wide = xp.astype(landmarks, _arrays.wide_dtype(landmarks, xp=xp), copy=False)
-    w = mirror(features(wide, wide, length_scale, xp=xp), 1.0, xp=xp)
+    w = _attention_blocks.landmark_matrix(landmarks, 1 / length_scale, xp=xp) if _arrays.may_reuse_buffers(landmarks) else None
+    if w is None:
+        w = composite_landmark_kernel(landmarks, length_scale, xp=xp)
     return xp.astype(w, landmarks.dtype, copy=False) if settings.inverse == "published" else w
+
+
+def composite_landmark_kernel(landmarks: Array, length_scale: float, *, xp: Namespace) -> Array:
+    """k(L, L) in the wide type, new arrays only."""
+    wide = xp.astype(landmarks, _arrays.wide_dtype(landmarks, xp=xp), copy=False)
+    return mirror(features(wide, wide, length_scale, xp=xp), 1.0, xp=xp)
 
 
 # --------------------------------------------------------------------------------------------- attention
@@ -298,7 +322,7 @@ def soft_attention(
     xp, (q, v, landmarks, k), dtype = _arrays.prepare(func, {"q": q, "v": v, "landmarks": landmarks, "k": k})
     settings = inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
-    )
+    )._replace(is_kernel=True)
     check_shapes(func, q, k, v, landmarks, key_padding_mask)
     scale = q.shape[-1] ** 0.25 if length_scale is None else _arrays.real_scalar(length_scale, func=func, name="length_scale")
     for name, array in (("q", q), ("v", v), ("landmarks", landmarks), ("k", k)):

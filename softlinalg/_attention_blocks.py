@@ -19,7 +19,18 @@ from softlinalg._kernel_distances import near_limit
 from softlinalg._kernel_products import rows_per_block
 from softlinalg._typing import Array, DType, Namespace
 
-__all__ = ["Columns", "Forward", "Gradients", "attend", "attend_vjp", "feature_matrix", "feature_matrix_vjp", "lowest_exponent"]
+__all__ = [
+    "Columns",
+    "Forward",
+    "Gradients",
+    "attend",
+    "attend_vjp",
+    "feature_matrix",
+    "feature_matrix_vjp",
+    "landmark_matrix",
+    "landmark_matrix_vjp",
+    "lowest_exponent",
+]
 
 
 def lowest_exponent(dtype: DType) -> float:
@@ -340,6 +351,35 @@ def _landmark_gradient(dw: Array, columns: Columns) -> Array:
     xp, d = columns.xp, columns.d
     moved = dw[..., :d] - dw[..., d + 1 :] * xp.astype(columns.w, dw.dtype, copy=False)
     return xp.reshape(moved * columns.inverse, (columns.b, columns.h, columns.m, d))
+
+
+# ------------------------------------------------------------------------------------------ landmarks alone
+def landmark_matrix(landmarks: Array, inverse_scale: float, *, xp: Namespace) -> Array | None:
+    """k(L, L), (..., m, m), in the wide type: symmetric, with a unit diagonal. None where some landmarks are far from the rest."""
+    wide = _arrays.wide_dtype(landmarks, xp=xp)
+    points = xp.reshape(xp.astype(landmarks, wide, copy=False), (math.prod(landmarks.shape[:-2]), *landmarks.shape[-2:]))
+    points = points - mean_point(points, xp=xp)
+    points *= inverse_scale
+    squared = xp.vecdot(points, points)
+    if bool(xp.any(squared > near_limit(wide))):
+        return None
+    squared *= -0.5
+    exponents = squared[..., :, None] + squared[..., None, :]
+    _arrays.add_matmul_in_place(exponents, points, xp.matrix_transpose(points))
+    _arrays.clamped_exp_in_place(exponents, lowest_exponent(wide))
+    w = exponents + xp.matrix_transpose(exponents)  # sums in both orders are equal: exactly symmetric, whatever the product was
+    w *= 0.5
+    _arrays.fill_diagonal_in_place(w, 1.0)
+    return xp.reshape(w, (*landmarks.shape[:-1], landmarks.shape[-2]))
+
+
+def landmark_matrix_vjp(grad: Array, landmarks: Array, w: Array, inverse_scale: float, *, xp: Namespace) -> Array:
+    """Gradient of sum(grad * k(L, L)): (H L - rowsum(H) L) / l^2 with H = (grad + grad^T) * W; in the wide type."""
+    points = xp.astype(landmarks, w.dtype, copy=False)
+    points = points - mean_point(points, xp=xp)
+    weights = xp.astype(grad, w.dtype, copy=False)
+    weights = (weights + xp.matrix_transpose(weights)) * w
+    return (weights @ points - xp.sum(weights, axis=-1)[..., None] * points) * inverse_scale**2
 
 
 def feature_matrix(points: Array, columns: Columns) -> Array:

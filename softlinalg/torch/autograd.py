@@ -147,19 +147,64 @@ def landmark_inverse(
     settings = _attention.inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )
-    if gradient not in ("exact", "published"):
-        message = f"{func}: gradient must be 'exact' or 'published'; got {str(gradient)[:40]!r}. The default is 'exact'."
-        raise ParameterError(message)
+    check_gradient(func, gradient, inverse)
+    return inverse_of(w, settings, gradient)
+
+
+def inverse_of(w: Tensor, settings: InverseSettings, gradient: str) -> Tensor:
+    """`landmark_inverse` with settings that have been checked."""
     compiling = torch.compiler.is_compiling()
     if settings.inverse == "published":
         alpha = _attention.start_factor(w if gradient == "exact" else w.detach(), settings, xp=xp)
         x: Tensor = (_CompiledNewton if compiling else _Newton).apply(w, alpha, settings, gradient)  # type: ignore[no-untyped-call]
     else:
-        if gradient == "published":
-            message = f"{func}: gradient 'published' must go with inverse='published'; got inverse={inverse!r}. Use gradient='exact'."
-            raise ParameterError(message)
         x = (_CompiledRidgeInverse if compiling else _RidgeInverse).apply(w, settings)  # type: ignore[no-untyped-call]
-    return _attention.normalized(x, w, xp=xp) if normalization == "published" else x
+    return _attention.normalized(x, w, xp=xp) if settings.normalization == "published" else x
+
+
+def check_gradient(func: str, gradient: str, inverse: str) -> None:
+    """Raise ParameterError unless the rule for the gradient exists for the inverse."""
+    if gradient not in ("exact", "published"):
+        message = f"{func}: gradient must be 'exact' or 'published'; got {str(gradient)[:40]!r}. The default is 'exact'."
+        raise ParameterError(message)
+    if gradient == "published" and inverse != "published":
+        message = f"{func}: gradient 'published' must go with inverse='published'; got inverse={inverse!r}. Use gradient='exact'."
+        raise ParameterError(message)
+
+
+class _LandmarkKernel(torch.autograd.Function):
+    """W = k(L, L) of plain tensors, in the wide type, and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, landmarks: Tensor, w: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(landmarks, w)
+        ctx.scale = scale
+        return w.view_as(w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        landmarks, w = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_plain(grad):
+
+            def again(landmarks: Tensor) -> Tensor:
+                w: Tensor = _attention.composite_landmark_kernel(landmarks, ctx.scale, xp=xp)
+                return w
+
+            return (*_pull_back(again, grad, (landmarks,), ctx.needs_input_grad), None, None)
+        moved: Tensor = _attention_blocks.landmark_matrix_vjp(grad, landmarks, w, 1 / ctx.scale, xp=xp)
+        return moved.to(landmarks.dtype), None, None
+
+
+def landmark_kernel(landmarks: Tensor, scale: float, settings: InverseSettings) -> Tensor:
+    """W = k(landmarks, landmarks) in the type in which it is inverted."""
+    w: Tensor | None = None
+    if is_plain(landmarks):
+        w = _attention_blocks.landmark_matrix(landmarks.detach(), 1 / scale, xp=xp)
+    if w is None:
+        w = _attention.composite_landmark_kernel(landmarks, scale, xp=xp)
+    elif landmarks.requires_grad and torch.is_grad_enabled():
+        w = _LandmarkKernel.apply(landmarks, w, scale)  # type: ignore[no-untyped-call]
+    return w.to(landmarks.dtype) if settings.inverse == "published" else w
 
 
 class _Attend(torch.autograd.Function):

@@ -14,7 +14,6 @@ from softlinalg._attention_full import AttentionError
 from softlinalg._typing import RngLike
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch import autograd
-from softlinalg.torch.autograd import landmark_inverse
 
 __all__ = [
     "AttentionError",
@@ -109,7 +108,8 @@ def soft_attention(
         raise ParameterError(message)
     settings = _attention.inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
-    )
+    )._replace(is_kernel=True)
+    autograd.check_gradient(func, gradient, inverse)
     _check(func, q, k, v, landmarks, key_padding_mask)
     result = _result_type(q, k, v)
     scale = float(q.shape[-1]) ** 0.25
@@ -117,17 +117,7 @@ def soft_attention(
         common = q.dtype if k is None and v.dtype == q.dtype else _common_type(q, k, v)
         work = _arrays.compute_dtype(common, xp=xp)
         landmarks = landmarks.to(work)
-        w = _attention.landmark_kernel(landmarks, scale, settings, xp=xp)
-        x = landmark_inverse(
-            w,
-            ridge=settings.ridge,
-            inverse=inverse,
-            steps=steps,
-            gradient=gradient,
-            normalization=normalization,
-            tol=tol,
-            published_alpha=published_alpha,
-        )
+        x = autograd.inverse_of(autograd.landmark_kernel(landmarks, scale, settings), settings, gradient)
         heads = q.shape[1]
         q, k, v = q.to(common), None if k is None else _per_head(k.to(common), heads), _per_head(v.to(common), heads)
         landmarks, x = _per_head(landmarks, heads), _per_head(x, heads)

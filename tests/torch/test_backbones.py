@@ -76,15 +76,56 @@ def weights_by_rule(state):
     return found
 
 
+def _sides_of_rectifiers(model, x):
+    """Which side of zero every ReLU of the model is on, and what enters it."""
+    entered = {}
+    rectifiers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.ReLU)}
+    hooks = [
+        m.register_forward_pre_hook(lambda _, given, name=name: entered.__setitem__(name, given[0].clone()))
+        for name, m in rectifiers.items()
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return entered
+
+
+def _take_sides(model, x, entered):
+    """Let the rectifiers that rounding moved across zero stand where float64 has them; one of them moves a gradient by 6e-3."""
+    rounded = _sides_of_rectifiers(model, x)
+    for name, value in rounded.items():
+        moved = (value > 0) != (entered[name] > 0)
+        assert moved.sum() <= 3
+        assert not moved.any() or entered[name][moved].abs().max() <= 1e-4 * entered[name].abs().max()
+        model.set_submodule(name, _Side(entered[name] > 0))
+
+
+class _Side(torch.nn.Module):
+    """A rectifier with given sides."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x):
+        return x * self.mask
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)], ids=str)
 def test_the_tiny_model_is_the_published_one(dtype, tolerance):
     with np.load(reference("full_soft_tiny_224x224.npz")) as file:
         wanted = {key: file[key] for key in file.files}
-    model = soft_tiny(published=True).to(dtype).eval()
+    model = soft_tiny(published=True).double().eval()
     model.load_state_dict(weights_by_rule(model.state_dict()))
     random = np.random.RandomState(99)
-    x = torch.tensor(random.standard_normal((2, 3, 224, 224))).to(dtype).requires_grad_()
+    x = torch.tensor(random.standard_normal((2, 3, 224, 224)))
     cotangent = torch.tensor(random.standard_normal((2, 1000))).to(dtype)
+    if dtype != torch.float64:
+        entered = _sides_of_rectifiers(model, x)
+        model, x = model.to(dtype), x.to(dtype)
+        _take_sides(model, x, entered)
+    x.requires_grad_()
     tokens = model.forward_features(x)
     logits = model.forward_head(tokens)
     (logits * cotangent).sum().backward()
