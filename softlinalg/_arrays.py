@@ -39,6 +39,7 @@ __all__ = [
     "empty_in_order_of",
     "empty_like_shape",
     "eps",
+    "exponent_unit",
     "eye_like",
     "fill_diagonal_in_place",
     "frobenius",
@@ -53,6 +54,7 @@ __all__ = [
     "is_numpy",
     "is_traced",
     "largest_entry",
+    "matmul_into",
     "may_reuse_buffers",
     "minus_identity",
     "pivot_order",
@@ -62,9 +64,13 @@ __all__ = [
     "real_dtype",
     "real_scalar",
     "real_trace",
+    "row_squares",
     "same_memory",
     "scale_by_power_of_two",
+    "small_host_view",
     "spd_inverse",
+    "subtract_into",
+    "subtract_product_into",
     "take_rows",
     "tiny",
     "to_float",
@@ -395,6 +401,15 @@ def host_view(x: Array, *, xp: Namespace) -> tuple[Array, Namespace]:
         host = to_numpy(x)
         return host, compat.array_namespace(host)
     return x, xp
+
+
+def small_host_view(x: Array, entries: int, *, xp: Namespace) -> tuple[Array, Namespace]:
+    """`host_view` of an array of another library where so few entries are worked on that calling costs more than computing."""
+    return host_view(x, xp=xp) if 0 < entries <= _FEW and not isinstance(x, np.ndarray) else (x, xp)
+
+
+_FEW = 16384
+"""Entries that NumPy works on, operation by operation, in less time than PyTorch takes for the calls (six matrices of 49 x 49)."""
 
 
 def contiguous(a: Array) -> Array:
@@ -780,14 +795,24 @@ def adjoint(a: Array, *, xp: Namespace) -> Array:
 
 
 # ------------------------------------------------------------------------------------- attention over tokens
-def clamped_exp_in_place(block: Array, lowest: float) -> None:
+def exponent_unit(x: Array) -> float:
+    """The unit in which the library of `x` takes exponents most quickly: 1, or log2(e) where 2^x is quicker than e^x (PyTorch: twice)."""
+    return _LOG2_E if compat.is_torch_array(x) else 1.0
+
+
+_LOG2_E = 1 / math.log(2)
+
+
+def clamped_exp_in_place(block: Array, lowest: float, unit: float = 1.0) -> None:
     """exp(min(block, 0)) in the memory of `block`, a buffer of the caller; exactly zero where `block` <= `lowest`; NaN stays.
 
-    Clamped before, since exp is many times slower where its result is subnormal, and zeroed after, by the smallest value kept.
+    `block` is in the `unit` of `exponent_unit`, `lowest` is not. Clamped before, since exp is many times slower where its result is
+    subnormal, and zeroed after, by the smallest value kept.
     """
     floor = math.exp(lowest) * (1 + 1e-3)  # a hair above what a clamped entry gives
     if compat.is_torch_array(block):
-        block.clamp_(lowest, 0.0).exp_()
+        block.clamp_(lowest * unit, 0.0)
+        block = block.exp2_() if unit != 1.0 else block.exp_()
         sys.modules["torch"].threshold_(block, floor, 0.0)
         return
     xp = compat.array_namespace(block)
@@ -795,6 +820,45 @@ def clamped_exp_in_place(block: Array, lowest: float) -> None:
         xp.clip(block, lowest, 0.0, out=block)
         xp.exp(block, out=block)
         block *= block > floor
+
+
+def row_squares(x: Array, out: Array | None = None) -> Array:
+    """Sums of squares over the last axis, 2-norms squared, in one pass where the library has one; into `out` if given."""
+    if compat.is_torch_array(x):
+        return sys.modules["torch"].linalg.vecdot(x, x, out=out)
+    squares = compat.array_namespace(x).vecdot(x, x)
+    if out is None:
+        return squares
+    out[...] = squares
+    return out
+
+
+def matmul_into(out: Array, left: Array, right: Array) -> None:
+    """left @ right in the memory of `out`, a buffer of the caller of the same type."""
+    if compat.is_torch_array(out):
+        sys.modules["torch"].matmul(left, right, out=out)  # without array-api-compat's promotion, which costs as much as a small product
+        return
+    compat.array_namespace(out).matmul(left, right, out=out)
+
+
+def subtract_into(out: Array, x: Array, y: Array) -> None:
+    """x - y in the memory and the type of `out`, a buffer of the caller."""
+    if compat.is_torch_array(out):
+        sys.modules["torch"].sub(x, y, out=out)
+        return
+    with quiet(out):
+        compat.array_namespace(out).subtract(x, y, out=out, casting="same_kind")
+
+
+def subtract_product_into(out: Array, x: Array, y: Array, z: Array) -> None:
+    """x - y * z in the memory and the type of `out`; `z` may be overwritten."""
+    if compat.is_torch_array(out):
+        torch = sys.modules["torch"]
+        torch.addcmul(x, y, z, value=-1, out=out) if out.dtype == x.dtype else out.copy_(torch.addcmul(x, y, z, value=-1))
+        return
+    with quiet(out):
+        z *= y
+        compat.array_namespace(out).subtract(x, z, out=out, casting="same_kind")
 
 
 def add_matmul_in_place(total: Array, left: Array, right: Array) -> None:

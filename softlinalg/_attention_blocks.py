@@ -3,9 +3,9 @@ r"""Products with Gaussian features of tokens, block by block in reused memory: 
 For C = k(q, L), E = k(keys, L) and a core X (m x m) these are out = C X (E^T v) and the gradients of sum(g * out), for batches of
 heads (b, h, tokens, features). A block of features is computed, exponentiated and multiplied while it is in the cache of a core.
 
-The exponents come from one product, [z, -|z|^2/2, 1] . [w, 1, -|w|^2/2], with z and w the tokens and landmarks less a central
-landmark, divided by the length scale (see `_kernel_distances.py`). It is accurate as long as no landmark is far from that center:
-`near_landmarks` tells, and callers take another way otherwise.
+The exponents come from one product, [z, |z|^2, 1] . [w / l^2, -1 / (2 l^2), -|w|^2 / (2 l^2)], with z and w the tokens and landmarks
+less a central landmark and l the length scale (see `_kernel_distances.py`): one pass over the tokens makes its left side. It is
+accurate as long as no landmark is far from that center: `near_landmarks` tells, and callers take another way otherwise.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def lowest_exponent(dtype: DType) -> float:
     return math.log(_arrays.tiny(dtype)) / 2
 
 
-_BLOCKS = 4
+_BLOCKS = 8
 """Blocks are so many times as large as those of kernel products: the smaller ones of these call each operation too often."""
 
 
@@ -94,15 +94,19 @@ class Columns:
     """What the exponents need of the landmarks (b, h, m, d), and the memory of the blocks."""
 
     def __init__(self, landmarks: Array, inverse_scale: float, *, xp: Namespace) -> None:
-        self.xp, self.inverse, self.dtype = xp, inverse_scale, landmarks.dtype
+        self.xp, self.dtype, self.unit = xp, landmarks.dtype, _arrays.exponent_unit(landmarks)
         self.b, self.h, self.m, self.d = landmarks.shape
         flat = xp.reshape(landmarks, (self.b * self.h, self.m, self.d))
         self.center = mean_point(flat, xp=xp)  # (B, 1, d)
-        self.w = (flat - self.center) * inverse_scale
-        squared = xp.sum(self.w * self.w, axis=-1, keepdims=True)
+        self.w = flat - self.center
+        scaled = self.w * inverse_scale
+        squared = _arrays.row_squares(scaled)[..., None]
         self.near = squared <= near_limit(self.dtype)
-        self.rows = xp.concat([self.w, xp.ones_like(squared), -squared / 2], axis=-1)  # (B, m, d + 2)
-        self.columns = xp.matrix_transpose(self.rows)
+        self.precision = inverse_scale**2
+        # For the gradient: products with weights give their sums over landmarks and over w, both divided by l^2.
+        self.rows = xp.concat([scaled * inverse_scale, xp.full_like(squared, self.precision), -squared / 2], axis=-1)  # (B, m, d + 2)
+        halves = xp.full_like(squared, -self.precision / 2)
+        self.columns = xp.matrix_transpose(xp.concat([self.rows[..., : self.d], halves, self.rows[..., -1:]], axis=-1) * self.unit)
         self.step = _BLOCKS * rows_per_block(None, landmarks, self.m, func="soft_attention")
         self.lowest = lowest_exponent(self.dtype)
         self._memory: dict[str, Array] = {}
@@ -116,6 +120,8 @@ class Columns:
         entries = span.members * span.shape[2]
         if name not in self._memory or self._memory[name].shape[0] < entries:
             self._memory[name] = _arrays.empty_like_shape((entries, width), self.rows, xp=self.xp)
+            if name == "left":
+                self._memory[name][:, self.d + 1] = 1
         memory = self._memory[name][:entries, :]
         return memory if span.members == 1 else self.xp.reshape(memory, (span.members, span.shape[2], width))
 
@@ -124,24 +130,24 @@ class Columns:
         self._memory.clear()
 
     def fill(self, points: Array, hidden: Array | None, span: Span) -> Array:
-        """[z, -|z|^2/2, 1] of a block of `points` (b, h, n, d); hidden tokens are at zero, whatever they hold."""
+        """[z, |z|^2, 1] of a block of `points` (b, h, n, d); hidden tokens are at zero, whatever they hold."""
         xp = self.xp
         left = self.buffer("left", span, self.d + 2)
         z = left[..., : self.d]
-        put(z, take(points, hidden, span, xp=xp), span, xp=xp)
-        z -= per_head(self.center, span)
-        z *= self.inverse
-        squared = xp.vecdot(z, z)
-        squared *= -0.5
-        left[..., self.d] = squared
-        left[..., self.d + 1] = 1
+        block, center = take(points, hidden, span, xp=xp), per_head(self.center, span)
+        if span.members == 1:
+            _arrays.subtract_into(z, block[0, 0, ...], center)
+        else:
+            shaped = xp.reshape(left, (*span.shape, self.d + 2))  # of a buffer in order: a view
+            _arrays.subtract_into(shaped[..., : self.d], block, xp.reshape(center, (*span.shape[:2], 1, self.d)))
+        _arrays.row_squares(z, left[..., self.d])
         return left
 
     def write(self, points: Array, hidden: Array | None, span: Span, out: Array) -> None:
         """Features of a block of `points` into `out`, (heads, rows, m) or (rows, m)."""
         left = self.fill(points, hidden, span)
-        self.xp.matmul(left, per_head(self.columns, span), out=out)
-        _arrays.clamped_exp_in_place(out, self.lowest)
+        _arrays.matmul_into(out, left, per_head(self.columns, span))
+        _arrays.clamped_exp_in_place(out, self.lowest, self.unit)
 
 
 def per_head(x: Array, span: Span) -> Array:
@@ -250,7 +256,7 @@ def add_product(total: Array, left: Array, right: Array, span: Span, *, xp: Name
 def product_into(out: Array, block: Array, right: Array, hidden: Array | None, span: Span, *, xp: Namespace) -> None:
     """A block of (b, h, n, e) as the product of features and a factor."""
     if hidden is None and span.members == 1 and out.dtype == block.dtype:
-        xp.matmul(block, right, out=out[span.batch.start, span.heads.start, span.rows, :])
+        _arrays.matmul_into(out[span.batch.start, span.heads.start, span.rows, :], block, right)
     else:
         give(out, block @ right, hidden, span, xp=xp)
 
@@ -312,7 +318,7 @@ def _pull(
         if values is not None:
             product_into(values[0], block, per_head(values[1], span), hidden, span, xp=xp)
         weights = columns.buffer("weights", span, columns.m)
-        xp.matmul(_side_by_side(parts, columns, span), per_head(factor, span), out=weights)
+        _arrays.matmul_into(weights, _side_by_side(parts, columns, span), per_head(factor, span))
         weights *= block
         left = columns.fill(points, hidden, span)
         add_product(dw, weights, left, span, xp=xp)
@@ -335,32 +341,36 @@ def _side_by_side(parts: list[tuple[Array, Array | None]], columns: Columns, spa
 
 
 def _give_point_gradient(gradient: Array, weights: Array, left: Array, hidden: Array | None, columns: Columns, span: Span, d: int) -> None:
-    """(H w - rowsum(H) z) / l for a block; H w and the row sums from one product."""
+    """(H w - rowsum(H) z) / l^2 for a block; H w and the row sums from one product."""
     pulled = columns.buffer("pulled", span, d + 2)
-    columns.xp.matmul(weights, per_head(columns.rows, span), out=pulled)
-    z = left[..., :d]
-    z *= pulled[..., d : d + 1]
-    moved = pulled[..., :d]
-    moved -= z
-    moved *= columns.inverse
+    _arrays.matmul_into(pulled, weights, per_head(columns.rows, span))
+    moved, sums, z = pulled[..., :d], pulled[..., d : d + 1], left[..., :d]
+    if hidden is None and span.members == 1:
+        _arrays.subtract_product_into(gradient[span.batch.start, span.heads.start, span.rows, :], moved, sums, z)
+        return
+    _arrays.subtract_product_into(moved, moved, sums, z)
     give(gradient, moved, hidden, span, xp=columns.xp)
 
 
 def _landmark_gradient(dw: Array, columns: Columns) -> Array:
-    """(H^T z - colsum(H) w) / l, (b, h, m, d), from the sums H^T [z, ., 1]."""
+    """(H^T z - colsum(H) w) / l^2, (b, h, m, d), from the sums H^T [z, ., 1]."""
     xp, d = columns.xp, columns.d
     moved = dw[..., :d] - dw[..., d + 1 :] * xp.astype(columns.w, dw.dtype, copy=False)
-    return xp.reshape(moved * columns.inverse, (columns.b, columns.h, columns.m, d))
+    return xp.reshape(moved * columns.precision, (columns.b, columns.h, columns.m, d))
 
 
 # ------------------------------------------------------------------------------------------ landmarks alone
 def landmark_matrix(landmarks: Array, inverse_scale: float, *, xp: Namespace) -> Array | None:
     """k(L, L), (..., m, m), in the wide type: symmetric, with a unit diagonal. None where some landmarks are far from the rest."""
+    host, hosts = _arrays.small_host_view(landmarks, math.prod(landmarks.shape[:-1]) * landmarks.shape[-2], xp=xp)
+    if hosts is not xp:
+        found = landmark_matrix(host, inverse_scale, xp=hosts)
+        return None if found is None else _arrays.from_numpy(found, landmarks, xp=xp)
     wide = _arrays.wide_dtype(landmarks, xp=xp)
     points = xp.reshape(xp.astype(landmarks, wide, copy=False), (math.prod(landmarks.shape[:-2]), *landmarks.shape[-2:]))
     points = points - mean_point(points, xp=xp)
     points *= inverse_scale
-    squared = xp.vecdot(points, points)
+    squared = _arrays.row_squares(points)
     if bool(xp.any(squared > near_limit(wide))):
         return None
     squared *= -0.5

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softlinalg.errors import ParameterError, ShapeError
+from softlinalg.torch.functional import FULL_KERNEL_BELOW
 from softlinalg.torch.landmark_attention import LandmarkAttention, Published, grid_size, inverse_choice
 from softlinalg.torch.landmarks import Grid
 
@@ -62,10 +63,10 @@ class SoftAttention(nn.Module):
         Odd kernel size of the depthwise convolution; default none.
     grid_dims : {2, 1}
         2 for images: `forward` then needs the grid wherever "conv" or `depthwise` is used. 1 for sequences.
-    inverse : {"certified", "exact", "published", "published-2021"}, optional
-        "certified" (default): certified to `tol`, each matrix by itself. "exact": Cholesky. "published": 20 Newton-Raphson
-        steps. "published-2021": the inverse that the weights of 2021 were trained with; it has no ridge, and its start
-        depends on the whole batch.
+    inverse : {"certified", "exact", "published", "published-2021", "auto"}, optional
+        "certified" (default): certified to `tol`, each matrix by itself. "auto": the same, with full_kernel_below=400. "exact":
+        Cholesky. "published": 20 Newton-Raphson steps. "published-2021": the inverse that the weights of 2021 were trained
+        with; it has no ridge, and its start depends on the whole batch.
     normalization : {None, "published", "symmetric"}
         None: SOFT. "published": SOFT++, D^(-1/2) W^-1 D^(-1/2) with the row sums D of W. "symmetric": the attention matrix
         itself with its own row sums.
@@ -138,6 +139,8 @@ class SoftAttention(nn.Module):
             gradient=gradient,
             published=published,
         )
+        if inverse == "auto" and not full_kernel_below and normalization != "published":
+            full_kernel_below = FULL_KERNEL_BELOW
         landmarks = landmarks if landmarks is not None else ("ratio" if published else 49)
         sampler = sampler if sampler is not None else ("conv" if published else "pool")
         _check_sizes(func, dim, num_heads, depthwise, grid_dims)

@@ -154,6 +154,9 @@ def landmark_inverse(
 def inverse_of(w: Tensor, settings: InverseSettings, gradient: str) -> Tensor:
     """`landmark_inverse` with settings that have been checked."""
     compiling = torch.compiler.is_compiling()
+    if not _records(w) and is_plain(w):
+        found: Tensor = _attention.landmark_inverse(w, settings, xp=xp)
+        return found
     if settings.inverse == "published":
         alpha = _attention.start_factor(w if gradient == "exact" else w.detach(), settings, xp=xp)
         x: Tensor = (_CompiledNewton if compiling else _Newton).apply(w, alpha, settings, gradient)  # type: ignore[no-untyped-call]
@@ -202,7 +205,7 @@ def landmark_kernel(landmarks: Tensor, scale: float, settings: InverseSettings) 
         w = _attention_blocks.landmark_matrix(landmarks.detach(), 1 / scale, xp=xp)
     if w is None:
         w = _attention.composite_landmark_kernel(landmarks, scale, xp=xp)
-    elif landmarks.requires_grad and torch.is_grad_enabled():
+    elif _records(landmarks):
         w = _LandmarkKernel.apply(landmarks, w, scale)  # type: ignore[no-untyped-call]
     return w.to(landmarks.dtype) if settings.inverse == "published" else w
 
@@ -292,6 +295,9 @@ def attend(
     q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, x: Tensor, hidden: Tensor | None, columns: Columns, scale: float
 ) -> Tensor:
     """C X (E^T v) for plain tensors (b, h, ...) of one batch shape, `columns` those of the landmarks."""
+    if not _records(q, k, v, landmarks, x):
+        made: Tensor = _attention_blocks.attend(q, k, v, hidden, x, columns).out
+        return made
     out: Tensor = _Attend.apply(q, k, v, landmarks, x, hidden, columns, scale)  # type: ignore[no-untyped-call]
     return out
 
@@ -300,6 +306,11 @@ def feature_matrix(points: Tensor, landmarks: Tensor, columns: Columns, scale: f
     """k(points, landmarks), (b, h, n, m), for plain tensors."""
     out: Tensor = _FeatureMatrix.apply(points, landmarks, columns, scale)  # type: ignore[no-untyped-call]
     return out
+
+
+def _records(*tensors: Tensor | None) -> bool:
+    """Does PyTorch record what is done with these tensors? Otherwise a plain call does, without the cost of recording."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

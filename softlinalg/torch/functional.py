@@ -25,6 +25,9 @@ __all__ = [
     "softmax_attention_error",
 ]
 
+FULL_KERNEL_BELOW = 400
+"""Tokens below which the full kernel is quicker than 49 landmarks, on a CPU."""
+
 
 def soft_attention(
     q: Tensor,
@@ -57,8 +60,9 @@ def soft_attention(
     ridge : float, optional
         Added to the diagonal of W = k(landmarks, landmarks). Default 0.01; 0 for the published SOFT++ (inverse and normalization
         "published").
-    inverse : {"certified", "published", "exact"}
-        See `landmark_inverse`.
+    inverse : {"certified", "published", "exact", "auto"}
+        See `landmark_inverse`. "auto": "certified", but for fewer than 400 tokens the full kernel (`gaussian_attention`), which is quicker
+        there on a CPU and has no error, but is another operator: a model trained with one is not one for the other.
     normalization : {None, "published", "symmetric"}
         None: SOFT. "published": D^(-1/2) X D^(-1/2) around the inverse, D the row sums of W (SOFT++). "symmetric": the row sums of the
         approximated attention, at least one, to the power -1/2 on both of its sides.
@@ -106,11 +110,15 @@ def soft_attention(
             "tokens would leak into earlier ones. Use softmax attention for autoregressive models."
         )
         raise ParameterError(message)
+    _check(func, q, k, v, landmarks, key_padding_mask)
+    if inverse == "auto":
+        if max(q.shape[2], v.shape[-2]) < FULL_KERNEL_BELOW and normalization in (None, "symmetric"):
+            return gaussian_attention(q, v, k, normalization=normalization, key_padding_mask=key_padding_mask)
+        inverse = "certified"
     settings = _attention.inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )._replace(is_kernel=True)
     autograd.check_gradient(func, gradient, inverse)
-    _check(func, q, k, v, landmarks, key_padding_mask)
     result = _result_type(q, k, v)
     scale = float(q.shape[-1]) ** 0.25
     with torch.autocast(q.device.type, enabled=False):

@@ -45,7 +45,7 @@ class InverseChoice(NamedTuple):
         return arguments
 
 
-INVERSES = ("certified", "exact", "published", "published-2021")
+INVERSES = ("certified", "exact", "published", "published-2021", "auto")
 
 
 def inverse_choice(
@@ -72,6 +72,8 @@ def inverse_choice(
     if normalization not in (None, "published", "symmetric"):
         message = f"{func}: normalization must be None, 'published' or 'symmetric'; got {str(normalization)[:40]!r}. The default is None."
         raise ParameterError(message)
+    if inverse == "auto":  # where the full kernel serves is decided by the module
+        inverse = "certified"
     older = inverse == "published-2021"
     if older and normalization is not None:
         message = f"{func}: normalization must be None with the inverse of 2021; got {normalization!r}. Use inverse='published' with it."

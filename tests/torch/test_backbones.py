@@ -339,6 +339,35 @@ def test_a_small_backbone_learns():
     assert max(float(found.error_bound.max()) for found in model.diagnostics().values()) < 1e-9
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization", [None, "published", "symmetric"])
+def test_a_thousand_steps_leave_every_mode_finite_and_certified(normalization):
+    torch.manual_seed(0)
+    model = SoftBackbone(
+        (16, 16, 32, 32), (1, 1, 1, 1), (1, 1, 1, 1), num_classes=4, img_size=32, landmarks=9, ratios=(2, 2, 1), normalization=normalization
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
+    for step in range(1000):
+        labels = torch.arange(4)
+        x = images(4, (32, 32), seed=step)
+        x[labels % 2 == 1, 0] += 2
+        x[labels > 1, :, :16] += 2
+        loss = nn.functional.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    assert float(loss.detach()) < 0.2
+    model.eval()
+    hard = {"constant": torch.ones(2, 3, 32, 32), "zero": torch.zeros(2, 3, 32, 32), "large": 1e4 * images(2, (32, 32))}
+    with torch.no_grad():
+        for name, x in hard.items():
+            assert bool(model(x).isfinite().all()), name
+            assert max(float(found.error_bound.max()) for found in model.diagnostics().values()) < 1e-6, name
+            with torch.autocast("cpu", torch.bfloat16):
+                assert bool(model(x).isfinite().all()), name
+
+
 def test_diagnostics_and_repr_read_well():
     model = small().eval()
     with torch.no_grad():

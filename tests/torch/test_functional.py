@@ -394,6 +394,19 @@ def test_full_gaussian_attention_is_its_definition(normalization, keys):
     torch.testing.assert_close(gaussian_attention(q, v, k, normalization=normalization), kernel @ v, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("normalization", [None, "symmetric", "published"])
+def test_few_tokens_take_the_full_kernel_where_that_is_asked_for(normalization):
+    generator = torch.Generator().manual_seed(0)
+    for count in (399, 400):
+        q, v = (torch.randn(1, 2, count, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+        found = soft_attention(q, v, q[:, :, ::9], inverse="auto", normalization=normalization)
+        if count < 400 and normalization != "published":
+            wanted = gaussian_attention(q, v, normalization=normalization)
+        else:
+            wanted = soft_attention(q, v, q[:, :, ::9], normalization=normalization)
+        assert torch.equal(found, wanted)
+
+
 def test_full_attention_is_the_limit_of_many_landmarks():
     q, v, _, _ = tokens(16)
     for normalization in (None, "symmetric"):

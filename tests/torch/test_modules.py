@@ -190,6 +190,10 @@ def test_few_tokens_may_attend_through_the_full_kernel(normalization):
     full(tokens(1, 49))
     assert full.diagnostics().landmarks == 49
     assert "full kernel below 49 tokens" in repr(full)
+    automatic = SoftAttention(16, 2, inverse="auto", normalization=normalization)
+    assert "inverse=certified" in repr(automatic)
+    assert "full kernel below 400 tokens" in repr(automatic)
+    assert "full kernel" not in repr(SoftAttention(16, 2, inverse="auto", normalization="published"))
 
 
 # ------------------------------------------------------------------------------------ samples, padding, other tokens
