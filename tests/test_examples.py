@@ -1,0 +1,86 @@
+"""The examples run as a user runs them, on data made here: they finish, go on after a kill, and leave what they promise."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def clothes(tmp_path_factory):
+    """A folder in the format of Fashion-MNIST: a bright square whose place tells the label, under noise."""
+    folder = tmp_path_factory.mktemp("clothes")
+    rng = np.random.default_rng(0)
+    for prefix, count in (("train", 160), ("t10k", 500)):
+        labels = rng.integers(0, 10, count).astype(np.uint8)
+        pictures = rng.integers(0, 60, (count, 28, 28)).astype(np.uint8)
+        for picture, label in zip(pictures, labels, strict=True):
+            picture[4 + 10 * (label // 5) :, :][:8, 3 + 5 * (label % 5) :][:, :4] += 180
+        for name, array in ((f"{prefix}-images-idx3-ubyte", pictures), (f"{prefix}-labels-idx1-ubyte", labels)):
+            raw = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+            if prefix == "train":
+                (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
+            else:
+                (folder / name).write_bytes(raw)  # files that are not compressed serve as well
+    return folder
+
+
+def command(data, output, *more):
+    settings = ["--data", data, "--output", output, "--batch", "32", "--epochs", "2", "--save-every", "2", "--threads", "1", *more]
+    return [sys.executable, str(EXAMPLES / "fashion_mnist.py"), *map(str, settings)]
+
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_clothes_are_learned_drawn_and_reported(clothes, tmp_path):
+    run = subprocess.run(command(clothes, tmp_path), capture_output=True, text=True, check=True, env=ONE_THREAD, timeout=300)
+    results = {name: json.loads((tmp_path / f"{name}-0" / "result.json").read_text()) for name in ("soft", "softmax")}
+    for name, result in results.items():
+        assert f"\n{name} " in "\n" + run.stdout
+        assert len(result["loss"]) == 10
+        assert result["loss"][-1] < result["loss"][0]
+        assert result["reloaded_accuracy"] == result["accuracy"][-1], "the saved weights are those of the end"
+    assert results["soft"]["error_bound"] < 1e-9
+    assert (tmp_path / "learning-curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights(clothes, tmp_path):
+    options = ("--attention", "soft", "--seeds", "3")
+    subprocess.run(command(clothes, tmp_path / "calm", *options), check=True, env=ONE_THREAD, timeout=300, capture_output=True)
+    broken, state = command(clothes, tmp_path / "broken", *options), tmp_path / "broken" / "soft-3" / "state.pt"
+    process = subprocess.Popen(broken, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "killed in the middle"
+    assert state.is_file()
+    assert not (tmp_path / "broken" / "soft-3" / "weights.safetensors").exists()
+    subprocess.run(broken, check=True, env=ONE_THREAD, timeout=300, capture_output=True)
+    calm, resumed = ((tmp_path / name / "soft-3" / "weights.safetensors").read_bytes() for name in ("calm", "broken"))
+    assert calm == resumed
+
+
+def test_missing_data_are_named_with_a_remedy(tmp_path):
+    run = subprocess.run(command(tmp_path / "none", tmp_path), capture_output=True, text=True, env=ONE_THREAD, timeout=120, check=False)
+    assert run.returncode == 1
+    assert "Install Debian's package dataset-fashion-mnist, or pass --data." in run.stderr
+    assert "Traceback" not in run.stderr
