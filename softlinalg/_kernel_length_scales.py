@@ -9,6 +9,7 @@ from typing import Any
 from softlinalg import _arrays
 from softlinalg._kernel_distances import DifferenceColumns, center_of, check_points, squared_distances
 from softlinalg._rng import as_generator
+from softlinalg._settings import whole_number
 from softlinalg._typing import Array, Namespace, RngLike
 from softlinalg.errors import ParameterError, ShapeError
 
@@ -72,7 +73,7 @@ def median_length_scale(x: Array, *, rng: RngLike = None, sample: int = 1000) ->
     .. [1] Garreau, Jitkrittum & Kanagawa, Large sample analysis of the median heuristic (2017), section 1.
     """
     func = "median_length_scale"
-    xp, (x,), _ = _arrays.prepare(func, {"x": x})
+    xp, (x,), _ = _arrays.prepare(func, {"x": x}, whole=False)
     if x.ndim != 2 or x.shape[0] < 2:
         got = tuple(x.shape)
         message = f"{func}: x must have shape (n, d) with n >= 2; got {got}. Pass two points or more, or a number as length_scale."
@@ -81,11 +82,9 @@ def median_length_scale(x: Array, *, rng: RngLike = None, sample: int = 1000) ->
     if _arrays.is_traced(x):
         message = f"{func}: x must hold values; got a traced array. Find the length scale outside jit or compile, and pass the number."
         raise ParameterError(message)
-    if isinstance(sample, bool) or not hasattr(sample, "__index__") or int(sample) < 2:
-        message = f"{func}: sample must be a whole number >= 2; got {str(sample)[:40]}. Pass the number of rows to look at."
-        raise ParameterError(message)
-    if x.shape[0] > int(sample):
-        chosen = as_generator(rng, func=func).choice(x.shape[0], size=int(sample), replace=False)
+    sample = whole_number(sample, func=func, name="sample", minimum=2, remedy="Pass the number of rows to look at.")
+    if x.shape[0] > sample:
+        chosen = as_generator(rng, func=func).choice(x.shape[0], size=sample, replace=False)
         chosen.sort()  # rows of a memory map are read in their order
         x = _arrays.take_rows(x, chosen, xp=xp)
     _arrays.check_finite(x, func=func, name="x", xp=xp)

@@ -18,7 +18,9 @@ from softlinalg._attention import InverseSettings
 from softlinalg._attention_blocks import Columns
 from softlinalg._newton_pinv import newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._pinv import ridge_inverse_jvp, ridge_inverse_vjp
+from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
+from softlinalg.torch.inputs import checked_tensors
 
 __all__ = ["landmark_inverse"]
 
@@ -147,9 +149,11 @@ def landmark_inverse(
     settings = _attention.inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )
-    if gradient not in ("exact", "published"):
-        message = f"{func}: gradient must be 'exact' or 'published'; got {str(gradient)[:40]!r}. The default is 'exact'."
+    if not is_one_of(gradient, ("exact", "published")):
+        message = f"{func}: gradient must be 'exact' or 'published'; got {shown(gradient)}. The default is 'exact'."
         raise ParameterError(message)
+    (w,) = checked_tensors(func, w=w)
+    _arrays.check_square(w, func=func, name="w")
     compiling = torch.compiler.is_compiling()
     if settings.inverse == "published":
         alpha = _attention.start_factor(w if gradient == "exact" else w.detach(), settings, xp=xp)
