@@ -8,6 +8,7 @@ pickle is: a hostile file can at worst be refused.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -339,7 +340,12 @@ def _sealed_arrays(target: Path, container: Any) -> dict[str, Host]:
         file.seek(position)
         if file.read(len(ZEROS)) != expected:
             raise ValueError("its bytes differ from their digest")
-        arrays: dict[str, Host] = container.read(file, size)
+        try:
+            arrays: dict[str, Host] = container.read(file, size)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a real failure of the disk
+                raise
+            raise ValueError("parts that lie outside the file") from error
     if arrays["header"].dtype != np.uint8 or arrays["header"].size > MAX_HEADER:
         raise ValueError("an unknown header")
     return arrays

@@ -358,17 +358,20 @@ class SoftBlock(nn.Module):
         if not is_one_of(stochastic_depth, ("sample", "element")):
             message = f"SoftBlock: stochastic_depth must be 'sample' or 'element'; got {shown(stochastic_depth)}. The default is 'sample'."
             raise ParameterError(message)
-        mlp_ratio = _arrays.real_scalar(mlp_ratio, func="SoftBlock", name="mlp_ratio")
         drop_path = _arrays.real_scalar(drop_path, func="SoftBlock", name="drop_path", strict=False, maximum=1.0)
         if drop_path == 1:
             message = "SoftBlock: drop_path must lie in [0, 1); got 1.0. The published recipe has 0.1."
             raise ParameterError(message)
         self.pre_norm = pre_norm
         self.mha = SoftAttention(dim, num_heads, ratio=ratio, depthwise=depthwise, grid_dims=grid_dims, **attention)
+        hidden = int(_arrays.real_scalar(mlp_ratio, func="SoftBlock", name="mlp_ratio", maximum=1e6) * dim)
+        if hidden < 1:
+            message = f"SoftBlock: mlp_ratio must be at least 1 / dim; got {float(mlp_ratio):.3g}. The default is 4."
+            raise ParameterError(message)
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.ff1 = nn.Linear(dim, int(mlp_ratio * dim))
+        self.ff1 = nn.Linear(dim, hidden)
         self.act = nn.GELU(approximate="tanh")
-        self.ff2 = nn.Linear(int(mlp_ratio * dim), dim)
+        self.ff2 = nn.Linear(hidden, dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.drop: nn.Module = DropPath(drop_path) if stochastic_depth == "sample" else nn.Dropout(drop_path)
         for module in (self.ff1, self.ff2):

@@ -18,6 +18,7 @@ from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch.attention import AttentionOptions, DropPath, SoftBlock, initialize
 from softlinalg.torch.diagnostics import ModelDiagnostics, diagnose
+from softlinalg.torch.inputs import checked_tensors
 
 __all__ = [
     "BackboneOptions",
@@ -288,6 +289,7 @@ class SoftBackbone(nn.Module):
 
     def _stages(self, x: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         """Tokens and grid after each stage; the last begins with the class token."""
+        (x,) = checked_tensors("SoftBackbone", x=x)
         if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < 1:
             message = f"SoftBackbone: x must be (batch, {self.in_chans}, rows, columns); got {tuple(x.shape)}. in_chans sets the channels."
             raise ShapeError(message)

@@ -137,7 +137,9 @@ def load_published_weights(
     )
     for name, value in fits.items():
         if value.is_meta:
-            message = f"load_published_weights: weights must hold numbers; got a tensor on the meta device in {name[:80]!r}. Save real ones."
+            message = (
+                f"load_published_weights: weights must hold numbers; got a tensor on the meta device in {name[:80]!r}. Save real ones."
+            )
             raise CheckpointError(message)
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             message = f"load_published_weights: weights must be finite; got NaN or infinity in {name[:80]!r}. Save the file again."

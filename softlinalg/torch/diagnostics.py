@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from softlinalg import Gaussian, certified_ridge_inverse
+from softlinalg._settings import shown
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch.autograd import landmark_inverse
 from softlinalg.torch.functional import soft_attention
+from softlinalg.torch.inputs import checked_tensors
 from softlinalg.torch.landmarks import Grid, PoolLandmarks, landmark_grid
 
 if TYPE_CHECKING:

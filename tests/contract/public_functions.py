@@ -375,6 +375,10 @@ def _attention_entries() -> list[Public]:
     ]
 
 
+LAYERS = (RuntimeError,)
+"""PyTorch's own layers say when parameters and input differ in dtype or device, or when parameters do not fit in memory."""
+
+
 def _module_entries() -> list[Public]:
     attention = {
         "dim": "steps", "num_heads": "steps", "landmarks": "count", "sampler": "choice", "ratio": "steps", "depthwise": "steps",
@@ -399,14 +403,14 @@ def _module_entries() -> list[Public]:
     picture = {"layer": "layer", "query": "grid"}
     says = ("SoftAttention", "landmark_inverse", "soft_attention", "newton_pinv", "ridge_inverse", "SoftmaxAttention")
     return [
-        Public("torch.SoftAttention", run(st.SoftAttention), tokens, ("x",), attention, says=says, is_torch=True),
-        Public("torch.SoftBlock", run(st.SoftBlock), tokens, ("x",), {**attention, "mlp_ratio": "number", "drop_path": "number"}, says=says,
+        Public("torch.SoftAttention", run(st.SoftAttention), tokens, ("x",), attention, says=says, also=LAYERS, is_torch=True),
+        Public("torch.SoftBlock", run(st.SoftBlock), tokens, ("x",), {**attention, "mlp_ratio": "tol", "drop_path": "number"}, says=says, also=LAYERS,
                is_torch=True),
-        Public("torch.SoftBackbone", apply_backbone, lambda rng: {"image": rng.normal(size=(1, 3, 32, 32))}, ("image",), says=says,
+        Public("torch.SoftBackbone", apply_backbone, lambda rng: {"image": rng.normal(size=(1, 3, 32, 32))}, ("image",), says=says, also=LAYERS,
                is_torch=True),
         Public("torch.attention_map", lambda image, layer=0, query=(0.5, 0.5): st.attention_map(
                    backbone(), image.float() if isinstance(image, torch.Tensor) else image, layer=layer, query=query),
-               lambda rng: {"image": rng.normal(size=(3, 32, 32))}, ("image",), picture, says=("SoftBackbone", *says), is_torch=True),
+               lambda rng: {"image": rng.normal(size=(3, 32, 32))}, ("image",), picture, says=("SoftBackbone", *says), also=LAYERS, is_torch=True),
         Public("torch.diagnose", st.diagnose, lambda rng: {"model": backbone()}, (), {"model": "model"}, says=("diagnostics",)),
         Public("torch.load_published_weights",
                lambda weights, strict, entry: st.load_published_weights(torch.nn.Linear(3, 2), weights, strict=strict, entry=entry),
