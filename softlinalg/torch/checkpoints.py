@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import struct
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -311,15 +312,16 @@ def _read_torch(path: Path) -> Any:
     _check_reader()
     with path.open("rb") as file:  # errors of the system, such as a missing file, are themselves
         size = os.fstat(file.fileno()).st_size
-    if zipfile.is_zipfile(path):
-        try:
+    members: list[zipfile.ZipInfo] = []
+    try:
+        if zipfile.is_zipfile(path):  # raises for some damaged ones
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise _corrupt(path, "not a readable archive") from error
-        # Tensors are stored, not compressed: what claims to be longer than the file is a trap.
-        if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > size + 2**20:
-            raise _corrupt(path, "its members claim more than its length")
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise _corrupt(path, "not a readable archive") from error
+    # Tensors are stored, not compressed: what claims to be longer than the file is a trap.
+    if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > size + 2**20:
+        raise _corrupt(path, "its members claim more than its length")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
