@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from softlinalg import _arrays
@@ -26,7 +26,7 @@ def checked_length_scale(value: Any, *, func: str) -> float | tuple[float, ...] 
     if getattr(value, "requires_grad", False) or _arrays.is_traced(value):
         message = f"{func}: length_scale must be constant; got a value to differentiate. Divide the points by it, and pass length_scale=1."
         raise ParameterError(message)
-    sequence = hasattr(value, "__len__") and not isinstance(value, Mapping) and getattr(value, "ndim", 1) > 0
+    sequence = isinstance(value, Sequence) or (hasattr(value, "dtype") and getattr(value, "ndim", 0) > 0)
     if not sequence:
         return _arrays.real_scalar(value, func=func, name="length_scale")
     host = _arrays.to_numpy(value) if hasattr(value, "ndim") else value

@@ -207,7 +207,7 @@ def test_blocks_fit_where_the_matrix_does_not() -> None:
 @LINUX
 @pytest.mark.slow
 def test_many_calls_do_not_let_memory_grow(quiet_ranks: Any) -> None:
-    """Less than 5 MB after the first calls, good ones and bad ones: 40 rounds in CI, 2,000 with HYPOTHESIS_PROFILE=thorough."""
+    """Less than 5 MB after the first calls, good ones and bad ones: 15 rounds in CI, 2,000 with HYPOTHESIS_PROFILE=thorough."""
     entries = [entry for entry in FUNCTIONS if entry.name not in MODULES]
 
     def round_of_calls() -> None:
@@ -222,7 +222,7 @@ def test_many_calls_do_not_let_memory_grow(quiet_ranks: Any) -> None:
         round_of_calls()
     gc.collect()
     before = psutil.Process().memory_info().rss
-    for _ in range(2000 if THOROUGH else 40):
+    for _ in range(2000 if THOROUGH else 15):
         round_of_calls()
     gc.collect()
     assert psutil.Process().memory_info().rss - before < 5e6

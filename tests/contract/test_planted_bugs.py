@@ -55,14 +55,14 @@ def perturbed(a: Any) -> Any:
 
 def flipped(a: Any) -> Any:
     """The first entry with the other sign."""
-    b = np.array(a, copy=True)
+    b = np.array(a, copy=True, order="C")
     b.reshape(-1)[:1] *= -1
     return b
 
 
 def dropped(a: Any) -> Any:
     """The first member of the batch in place of all."""
-    b = np.array(a, copy=True)
+    b = np.array(a, copy=True, order="C")
     return np.broadcast_to(b[:1], b.shape) if b.ndim else b
 
 
