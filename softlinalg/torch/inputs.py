@@ -48,7 +48,7 @@ def checked_tensors(func: str, *, mask: Any = None, **given: Any) -> list[Any]:
     return found
 
 
-def _checked(func: str, name: str, x: Any) -> Tensor:
+def _checked(func: str, name: str, x: Any) -> Any:
     if not isinstance(x, Tensor):
         message = f"{func}: {name} must be a tensor; got {shown(x)}. Pass torch.as_tensor({name})."
         raise DTypeError(message)

@@ -95,11 +95,9 @@ def test_half_precision_is_computed_in_single(entry: Public) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["bool", "int8", "uint16", "int64"])
+@pytest.mark.parametrize("kind", ["bool", "uint8", "int64"])
 @pytest.mark.parametrize("entry", WHOLE_DTYPE, ids=named)
 def test_integers_become_the_default_float_of_their_library(entry: Public, kind: str, backend: Any) -> None:
-    if kind == "uint16" and backend.name == "torch":
-        kind = "uint8"
     made = entry.make(np.random.default_rng(0))
     whole = {}
     for name, value in made.items():
@@ -189,7 +187,7 @@ def test_tensors_are_asked_for_where_they_are_needed(entry: Public) -> None:
 
 
 # ------------------------------------------------------------------------------------------ NaN and infinity
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
 @pytest.mark.parametrize("entry", CHECKED, ids=named)
 def test_what_is_not_finite_is_counted_and_placed(entry: Public, value: float, backend: Any) -> None:
     for name in entry.arrays:
