@@ -79,6 +79,7 @@ __all__ = [
 ]
 
 _NUMPY = (np.ndarray, np.generic)  # a tuple: compilers trace no union of types
+_NO_NUMBERS = (str, bytes, complex, np.bool_, np.complexfloating, np.ma.MaskedArray)
 _HALF_NAMES = ("float16", "bfloat16")
 _REAL_NAMES = ("float32", "float64")
 _COMPLEX_NAMES = ("complex64", "complex128")
@@ -327,9 +328,7 @@ def real_scalar(value: Any, *, func: str, name: str, minimum: float = 0.0, stric
     """A finite Python float from a setting, within (minimum, maximum] or, unless `strict`, [minimum, maximum]."""
     relation = ">" if strict else ">="
     try:
-        if isinstance(value, str | bytes | np.bool_ | complex | np.complexfloating | np.ma.MaskedArray) or is_complex(
-            getattr(value, "dtype", None)
-        ):
+        if type(value) not in (float, int) and (isinstance(value, _NO_NUMBERS) or is_complex(getattr(value, "dtype", None))):
             raise TypeError("not a real number")
         number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:

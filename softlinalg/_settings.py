@@ -33,7 +33,9 @@ def is_one_of(value: Any, known: Iterable[Any]) -> bool:
 
 def flag(value: Any, *, func: str, name: str) -> bool:
     """True or False from a setting that is one."""
-    if isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1)):
+    if value is True or value is False:  # before NumPy's types, which compilers do not trace
+        return bool(value)
+    if isinstance(value, np.bool_) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
     message = f"{func}: {name} must be True or False; got {shown(value)}. Pass one of them."
     raise ParameterError(message)
@@ -41,6 +43,8 @@ def flag(value: Any, *, func: str, name: str) -> bool:
 
 def whole_number(value: Any, *, func: str, name: str, minimum: int, maximum: int | None = None, remedy: str = "Pass an int.") -> int:
     """An int within [minimum, maximum] from a setting; numbers with a fraction are refused, not rounded."""
+    if type(value) is int and value >= minimum and (maximum is None or value <= maximum):  # the usual case, which compilers trace
+        return value
     try:
         number = operator.index(value)
     except (TypeError, ValueError):
