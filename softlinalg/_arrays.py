@@ -387,14 +387,19 @@ def returned(values: Any, like: Array, *, func: str, what: str) -> Array:
 
 def check_batches(func: str, **arrays: Array) -> None:
     """Raise ShapeError unless the axes before the last two of these arrays broadcast; None is left out."""
-    batches = {name: tuple(x.shape[:-2]) for name, x in arrays.items() if x is not None}
-    longest = max((len(batch) for batch in batches.values()), default=0)
-    for axis in range(1, longest + 1):
-        lengths = {batch[-axis] for batch in batches.values() if len(batch) >= axis}
-        if len(lengths - {1}) > 1:
-            shown_batches = ", ".join(f"{name} {batch}" for name, batch in batches.items())
-            message = f"{func}: batch axes must broadcast; got {shown_batches}. Give them equal lengths, or 1."
-            raise ShapeError(message[:400])
+    # Plain loops, without generators and sets: compilers trace this.
+    names = [name for name, x in arrays.items() if x is not None]
+    batches = [tuple(arrays[name].shape[:-2]) for name in names]
+    for axis in range(1, max([0, *[len(batch) for batch in batches]]) + 1):
+        length = 1
+        for batch in batches:
+            if len(batch) < axis or batch[-axis] == 1 or batch[-axis] == length:
+                continue
+            if length != 1:
+                listed = ", ".join([f"{name} {other}" for name, other in zip(names, batches, strict=True)])
+                message = f"{func}: batch axes must broadcast; got {listed}. Give them equal lengths, or 1."
+                raise ShapeError(message[:400])
+            length = batch[-axis]
 
 
 def is_numpy(x: Array) -> bool:

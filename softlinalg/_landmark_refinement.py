@@ -231,7 +231,7 @@ def _trace_error(rows: Rows, landmarks: Array, kernel: Any, trace: float, *, fun
 
 def _spread(points: np.ndarray[Any, Any]) -> float:
     """Root mean square deviation of coordinates from their mean, without overflow; 1 for equal points."""
-    deviation = points - np.mean(points, axis=0)
+    deviation = points - np.mean(points / len(points), axis=0) * len(points)
     largest = float(np.max(np.abs(deviation)))
     return largest * float(np.sqrt(np.mean((deviation / largest) ** 2))) if largest > 0 else 1.0
 

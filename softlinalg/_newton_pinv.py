@@ -144,6 +144,8 @@ def newton_pinv_jvp(a: Array, tangent: Array, *, steps: int = 20, alpha: float |
     with _arrays.quiet(a):
         p = _shifted(a, ridge, xp=xp)
         factor = _factor(func, alpha if _is_number(alpha) else alpha_array, a, p, xp=xp)
+        if _arrays.is_complex(dtype):  # a real matrix may be moved in a complex direction
+            p = xp.astype(p, dtype)
         dp = xp.astype(tangent, p.dtype)
         start, dstart = _iterations.adjoint_start(p, factor, xp=xp), _iterations.adjoint_start(dp, factor, xp=xp)
         _, slope = _iterations.newton_raphson_jvp(p, start, dp, dstart, steps=steps, xp=xp)

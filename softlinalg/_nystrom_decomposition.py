@@ -188,9 +188,9 @@ class NystromDecomposition:
         func = "NystromDecomposition.cross_matmul"
         factor, was_vector, dtype = self._factor(v, self._n, func=func, name="v")
         features = self._new_features(x_new, func=func)
-        result = self._xp.astype(
-            self._xp.astype(features, factor.dtype, copy=False) @ self._wide.narrow(self._project(factor), factor.dtype), dtype, copy=False
-        )
+        with _arrays.quiet(features):
+            product = self._xp.astype(features, factor.dtype, copy=False) @ self._wide.narrow(self._project(factor), factor.dtype)
+            result = self._xp.astype(product, dtype, copy=False)
         return result[:, 0] if was_vector else result
 
     def diagonal(self) -> Array:
@@ -300,16 +300,17 @@ class NystromDecomposition:
         func = "NystromDecomposition.solve"
         ridge = self._ridge(ridge, func=func)
         factor, was_vector, dtype = self._factor(b, self._n, func=func, name="b")
-        solution = ridge_solve(
-            self._blocks,
-            self._wide.widen(factor),
-            self._summary.eigenvalues,
-            self._summary.rotation,
-            ridge,
-            unit=_arrays.eps(factor.dtype),
-            func=func,
-            wide=self._wide,
-        )
+        with _arrays.quiet(factor):
+            solution = ridge_solve(
+                self._blocks,
+                self._wide.widen(factor),
+                self._summary.eigenvalues,
+                self._summary.rotation,
+                ridge,
+                unit=_arrays.eps(factor.dtype),
+                func=func,
+                wide=self._wide,
+            )
         if factor.shape[1] and not float(self._wide.xp.max(self._wide.xp.abs(solution))) <= float(self._xp.finfo(dtype).max):
             kind = _arrays.dtype_name(dtype)
             message = f"{func}: ridge must be large enough for a result that is finite in {kind}; got {ridge:.3g}. Pass a larger one."

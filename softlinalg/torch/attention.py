@@ -354,7 +354,7 @@ class SoftBlock(nn.Module):
     ) -> None:
         super().__init__()
         if stochastic_depth is None:
-            stochastic_depth = "element" if attention.get("published") else "sample"
+            stochastic_depth = "sample" if is_one_of(attention.get("published", False), (False,)) else "element"
         if not is_one_of(stochastic_depth, ("sample", "element")):
             message = f"SoftBlock: stochastic_depth must be 'sample' or 'element'; got {shown(stochastic_depth)}. The default is 'sample'."
             raise ParameterError(message)

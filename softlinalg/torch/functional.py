@@ -371,7 +371,7 @@ def attention_error(
     approximates full attention (errors near 0.8), and what is computed is an operator of its own.
     """
     func = "attention_error"
-    if normalization == "published":
+    if is_one_of(normalization, ("published",)):
         message = f"{func}: normalization must be None or 'symmetric'; got 'published', which approximates no full attention. Use None."
         raise ParameterError(message)
     approximate = soft_attention(

@@ -40,9 +40,9 @@ def checked_tensors(func: str, *, mask: Any = None, **given: Any) -> list[Any]:
     if mask is not None and not isinstance(mask, Tensor):
         message = f"{func}: key_padding_mask must be a boolean tensor; got {shown(mask)}. Pass torch.as_tensor(mask)."
         raise DTypeError(message)
-    devices = [x.device for x in (*found, mask) if x is not None]
-    if any(device != devices[0] for device in devices[1:]):
-        listed = ", ".join(sorted({str(device) for device in devices}))
+    devices = [str(x.device) for x in (*found, mask) if x is not None]
+    if devices and devices.count(devices[0]) < len(devices):
+        listed = ", ".join(sorted(set(devices)))
         message = f"{func}: all tensors must be on one device; got {listed}. Move them to one."
         raise BackendMismatchError(message)
     return found

@@ -398,7 +398,7 @@ def _module_entries() -> list[Public]:
 
     def apply_backbone(image: Any) -> Any:
         with torch.no_grad():
-            return backbone()(image.float() if isinstance(image, torch.Tensor) else image)
+            return backbone()(image.float() if isinstance(image, torch.Tensor) and not image.is_complex() else image)
 
     picture = {"layer": "layer", "query": "grid"}
     says = ("SoftAttention", "landmark_inverse", "soft_attention", "newton_pinv", "ridge_inverse", "SoftmaxAttention")
@@ -409,7 +409,7 @@ def _module_entries() -> list[Public]:
         Public("torch.SoftBackbone", apply_backbone, lambda rng: {"image": rng.normal(size=(1, 3, 32, 32))}, ("image",), says=says, also=LAYERS,
                is_torch=True),
         Public("torch.attention_map", lambda image, layer=0, query=(0.5, 0.5): st.attention_map(
-                   backbone(), image.float() if isinstance(image, torch.Tensor) else image, layer=layer, query=query),
+                   backbone(), image.float() if isinstance(image, torch.Tensor) and not image.is_complex() else image, layer=layer, query=query),
                lambda rng: {"image": rng.normal(size=(3, 32, 32))}, ("image",), picture, says=("SoftBackbone", *says), also=LAYERS, is_torch=True),
         Public("torch.diagnose", st.diagnose, lambda rng: {"model": backbone()}, (), {"model": "model"}, says=("diagnostics",)),
         Public("torch.load_published_weights",

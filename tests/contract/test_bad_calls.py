@@ -88,8 +88,8 @@ def contents(arguments: dict[str, Any], text: str) -> str | None:
         ):
             value = value.detach().reshape(-1)[:20].numpy()
         if type(value) is np.ndarray and value.dtype == np.float64:
-            entries = {f"{abs(number):.5g}" for number in value.reshape(-1)[:20].tolist() if 1e-3 < abs(number) < 1e3}
-            if any(len(entry) >= 6 and entry in text for entry in entries):
+            entries = {f"{abs(number):.7g}" for number in value.reshape(-1)[:20].tolist() if 1e-3 < abs(number) < 1e3}
+            if any(len(entry) >= 8 and entry in text for entry in entries):
                 return "a message with array contents"
     return None
 
