@@ -5,7 +5,7 @@ key map of its own. Data, order, augmentation and schedule are the same. Every r
 `--save-every` steps), so that a run that was stopped goes on where it was; the weights of the end are saved as safetensors, loaded into a
 new model and tested again.
 
-    python examples/fashion_mnist.py                                   # one seed of each, about ten minutes on two cores, less with --limit 30000
+    python examples/fashion_mnist.py                                   # one seed of each, about ten minutes on two cores
     python examples/fashion_mnist.py --seeds 0 1 2 --limit 30000       # what the documentation shows
     python examples/fashion_mnist.py --quick                           # seconds: does it run?
 

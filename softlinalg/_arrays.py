@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import array_api_compat as compat
 import numpy as np
 
+from softlinalg._memory import host_memory
+from softlinalg._settings import shown
 from softlinalg._typing import Array, Device, DType, Namespace
 from softlinalg.errors import BackendMismatchError, DTypeError, NonFiniteError, ParameterError, ResourceError, ShapeError
 
@@ -26,7 +28,9 @@ __all__ = [
     "add_matmul_in_place",
     "adjoint",
     "binary_exponent",
+    "check_batches",
     "check_finite",
+    "check_fits",
     "check_memory",
     "check_square",
     "cholesky",
@@ -57,6 +61,7 @@ __all__ = [
     "matmul_into",
     "may_reuse_buffers",
     "minus_identity",
+    "one_blas_thread",
     "pivot_order",
     "power_of_two_scale",
     "prepare",
@@ -64,6 +69,7 @@ __all__ = [
     "real_dtype",
     "real_scalar",
     "real_trace",
+    "returned",
     "row_squares",
     "same_memory",
     "scale_by_power_of_two",
@@ -82,6 +88,7 @@ __all__ = [
 ]
 
 _NUMPY = (np.ndarray, np.generic)  # a tuple: compilers trace no union of types
+_NO_NUMBERS = (str, bytes, complex, np.bool_, np.complexfloating, np.ma.MaskedArray)
 _HALF_NAMES = ("float16", "bfloat16")
 _REAL_NAMES = ("float32", "float64")
 _COMPLEX_NAMES = ("complex64", "complex128")
@@ -226,7 +233,9 @@ def _as_floating(x: Array, *, func: str, name: str, allow_complex: bool, xp: Nam
     raise DTypeError(message[:400])
 
 
-def prepare(func: str, arrays: Mapping[str, Any], *, allow_complex: bool = False) -> Inputs:
+def prepare(
+    func: str, arrays: Mapping[str, Any], *, allow_complex: bool = False, whole: bool = True, optional: tuple[str, ...] = ()
+) -> Inputs:
     """Check and convert the arrays of a public function: its first line.
 
     Parameters
@@ -234,10 +243,14 @@ def prepare(func: str, arrays: Mapping[str, Any], *, allow_complex: bool = False
     func : str
         Name of the public function, for messages.
     arrays : mapping of argument name to array-like or None
-        Lists and objects with ``__array__`` become NumPy arrays; None stays None. Arrays from lists follow the
+        Lists and objects with ``__array__`` become NumPy arrays. Arrays from lists follow the
         namespace of the other arguments.
+    optional : tuple of str
+        The arguments that may be None, and then stay so.
     allow_complex : bool
         Whether complex numbers are taken.
+    whole : bool
+        Whether the function works on all of each array at once. False where it reads blocks of rows, as of a memory map.
 
     Returns
     -------
@@ -246,11 +259,13 @@ def prepare(func: str, arrays: Mapping[str, Any], *, allow_complex: bool = False
     Raises
     ------
     DTypeError
-        Masked, sparse, Dask, object, string, long double or (unless allowed) complex input.
+        None, masked, sparse, Dask, object, string, long double or (unless allowed) complex input.
     BackendMismatchError
         Arrays of different libraries or devices.
+    ResourceError
+        `whole`, and an array would not fit in memory: a broadcast view, or a memory map.
     """
-    given = {name: _as_array(x, func=func, name=name) for name, x in arrays.items() if x is not None}
+    given = {name: _as_array(x, func=func, name=name) for name, x in arrays.items() if x is not None or name not in optional}
     try:
         xp = compat.array_namespace(*given.values())
     except TypeError as error:
@@ -264,6 +279,8 @@ def prepare(func: str, arrays: Mapping[str, Any], *, allow_complex: bool = False
             message = f"{func}: all arrays must be on one device; got {shown}. Move them to one."
             raise BackendMismatchError(message[:400])
     for name, x in given.items():
+        if whole:
+            check_fits(x, func=func, name=name)
         given[name] = _as_floating(x, func=func, name=name, allow_complex=allow_complex, xp=xp)
     dtypes = [x.dtype for x in given.values()]
     dtype = dtypes[0]
@@ -320,9 +337,11 @@ def real_scalar(value: Any, *, func: str, name: str, minimum: float = 0.0, stric
     """A finite Python float from a setting, within (minimum, maximum] or, unless `strict`, [minimum, maximum]."""
     relation = ">" if strict else ">="
     try:
+        if type(value) not in (float, int) and (isinstance(value, _NO_NUMBERS) or is_complex(getattr(value, "dtype", None))):
+            raise TypeError("not a real number")
         number = float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        message = f"{func}: {name} must be a number {relation} {minimum:g}; got {type(value).__name__}. Pass a float."
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        message = f"{func}: {name} must be a number {relation} {minimum:g}; got {shown(value)}. Pass a float."
         raise ParameterError(message) from error
     low_enough = number > minimum if strict else number >= minimum
     if isinstance(value, bool) or not (abs(number) < math.inf and low_enough and number <= maximum):
@@ -332,15 +351,66 @@ def real_scalar(value: Any, *, func: str, name: str, minimum: float = 0.0, stric
     return number
 
 
+_UNQUESTIONED = 2**26
+"""Bytes that are taken without asking how many there are."""
+
+
+def check_fits(x: Array, *, func: str, name: str) -> None:
+    """Raise ResourceError for an array on the host whose entries, were they all stored, would not fit in memory.
+
+    Only a view that repeats its entries, or a memory map, is that large: any function that reads all of it would first run for
+    hours and then out of memory.
+    """
+    required = math.prod(x.shape) * int(getattr(x.dtype, "itemsize", 8))
+    if required > _UNQUESTIONED and is_cpu(x) and not is_traced(x):
+        shape = tuple(x.shape)
+        message = f"{func}: {name} must fit in memory; got shape {shape}, {required / 1e9:.3g} GB. Pass a part of it."
+        if required > (limit := host_memory()):
+            raise ResourceError(message[:400], required, limit)
+
+
 def check_memory(required: int, budget: int | None, *, func: str, what: str, remedy: str) -> None:
-    """Refuse, before anything is allocated, a result of `required` bytes where only `budget` may be used."""
-    limit = budget if budget is not None else sys.maxsize
+    """Refuse, before anything is allocated, a result of `required` bytes where only `budget` (None: the memory) may be used."""
+    if budget is None and required <= _UNQUESTIONED:
+        return
+    limit = budget if budget is not None else host_memory()
     if required > limit:
         message = f"{func}: {what} must fit in {limit / 1e9:.3g} GB; got a need of {required / 1e9:.3g} GB. {remedy}"
         raise ResourceError(message[:400], required, limit)
 
 
 # -------------------------------------------------------------------------------------- arrays of our own
+def returned(values: Any, like: Array, *, func: str, what: str) -> Array:
+    """What a function of the caller returned, if it is an array of real numbers in the library of `like`; else DTypeError."""
+    try:
+        compat.array_namespace(values, like)
+        kind = dtype_name(values.dtype)
+    except (TypeError, AttributeError):
+        kind = ""
+    if kind in _REAL_NAMES or kind in _HALF_NAMES or kind == "bool" or kind.startswith(("int", "uint")):
+        return values
+    got = f"dtype {kind}" if kind else f"{type(values).__name__}"
+    message = f"{func}: {what} must return real numbers in an array of the library of the data; got {got[:60]}. Check the kernel."
+    raise DTypeError(message)
+
+
+def check_batches(func: str, **arrays: Array) -> None:
+    """Raise ShapeError unless the axes before the last two of these arrays broadcast; None is left out."""
+    # Plain loops, without generators and sets: compilers trace this.
+    names = [name for name, x in arrays.items() if x is not None]
+    batches = [tuple(arrays[name].shape[:-2]) for name in names]
+    for axis in range(1, max([0, *[len(batch) for batch in batches]]) + 1):
+        length = 1
+        for batch in batches:
+            if len(batch) < axis or batch[-axis] == 1 or batch[-axis] == length:
+                continue
+            if length != 1:
+                listed = ", ".join([f"{name} {other}" for name, other in zip(names, batches, strict=True)])
+                message = f"{func}: batch axes must broadcast; got {listed}. Give them equal lengths, or 1."
+                raise ShapeError(message[:400])
+            length = batch[-axis]
+
+
 def is_numpy(x: Array) -> bool:
     """Is it a NumPy array?"""
     return isinstance(x, np.ndarray)
@@ -686,9 +756,8 @@ def spd_inverse(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
     if compat.is_numpy_array(a):
         return _lapack_spd_inverse(np.array(a, order="C"))
     if compat.is_torch_array(a) and is_cpu(a) and may_reuse_buffers(a) and not is_traced(a) and a.shape[-1] <= _SMALL:
-        # SciPy's LAPACK in the memory of the tensor: about twice as fast as torch.cholesky_inverse on small matrices. In one thread:
-        # its own threads would wait for those of PyTorch, and stalls of 0.1 to 4 s were measured.
-        with _blas_threads().limit(limits=1):
+        # SciPy's LAPACK in the memory of the tensor: about twice as fast as torch.cholesky_inverse on small matrices.
+        with one_blas_thread():
             inverse, ok = _lapack_spd_inverse(a.clone(memory_format=sys.modules["torch"].contiguous_format).numpy())
         return xp.asarray(inverse), xp.asarray(ok)
     factor, ok = cholesky(a, xp=xp)
@@ -714,6 +783,11 @@ def _blas_threads() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(internal_api=["openblas", "blis"])
+
+
+def one_blas_thread() -> Any:
+    """A context in which NumPy and SciPy use one thread: their own would wait for those of PyTorch (stalls of 0.1 to 4 s were measured)."""
+    return _blas_threads().limit(limits=1)
 
 
 def _lapack_spd_inverse(work: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -15,6 +15,7 @@ from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
 from softlinalg._kernel_distances import GaussianColumns, mirror
 from softlinalg._newton_pinv import newton_pinv
 from softlinalg._pinv import ridge_inverse
+from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
 
@@ -60,13 +61,11 @@ def inverse_settings(
         ("normalization", normalization, _NORMALIZATIONS),
         ("published_alpha", published_alpha, ("matrix", "batch")),
     ):
-        if value not in known:
-            shown = ", ".join(repr(word) for word in known)
-            message = f"{func}: {name} must be one of {shown}; got {str(value)[:40]!r}. The default is {known[0]!r}."
+        if not is_one_of(value, known):
+            listed = ", ".join(repr(word) for word in known)
+            message = f"{func}: {name} must be one of {listed}; got {shown(value)}. The default is {known[0]!r}."
             raise ParameterError(message)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        message = f"{func}: steps must be an int >= 0; got {str(steps)[:40]!r}. The published number is 20."
-        raise ParameterError(message)
+    steps = whole_number(steps, func=func, name="steps", minimum=0, remedy="The published number is 20.")
     if tol is not None:
         tol = _arrays.real_scalar(tol, func=func, name="tol", maximum=0.5)
     if ridge is None:
@@ -114,7 +113,8 @@ def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) ->
     """The inverse by Cholesky where the cheapest certificate of `ridge_inverse` holds for the whole batch."""
     host, hosts = _arrays.small_host_view(w, math.prod(w.shape), xp=xp)
     if hosts is not xp:
-        found = _quickly_certified(host, settings, xp=hosts)
+        with _arrays.one_blas_thread():
+            found = _quickly_certified(host, settings, xp=hosts)
         return None if found is None else _arrays.from_numpy(found, w, xp=xp)
     wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
     b = wide + settings.ridge * _arrays.eye_like(wide, xp=xp)
@@ -323,12 +323,13 @@ def soft_attention(
     True
     """
     func = "soft_attention"
-    xp, (q, v, landmarks, k), dtype = _arrays.prepare(func, {"q": q, "v": v, "landmarks": landmarks, "k": k})
+    xp, (q, v, landmarks, k), dtype = _arrays.prepare(func, {"q": q, "v": v, "landmarks": landmarks, "k": k}, optional=("k",))
     settings = inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )._replace(is_kernel=True)
     check_shapes(func, q, k, v, landmarks, key_padding_mask)
     scale = q.shape[-1] ** 0.25 if length_scale is None else _arrays.real_scalar(length_scale, func=func, name="length_scale")
+    check_finite = flag(check_finite, func=func, name="check_finite")
     for name, array in (("q", q), ("v", v), ("landmarks", landmarks), ("k", k)):
         if check_finite and array is not None:
             _arrays.check_finite(array, func=func, name=name, xp=xp)
@@ -392,8 +393,12 @@ def check_shapes(func: str, q: Any, k: Any, v: Any, landmarks: Any, hidden: Any)
     if landmarks is not None and landmarks.shape[-2] == 0:
         message = f"{func}: landmarks must have at least one row; got shape {tuple(landmarks.shape)}. Pass m >= 1 landmarks."
         raise ShapeError(message)
+    _arrays.check_batches(func, q=q, k=k, v=v, landmarks=landmarks)
     if hidden is None:
         return
+    if not hasattr(hidden, "dtype") or not hasattr(hidden, "ndim"):
+        message = f"{func}: key_padding_mask must be a boolean array; got {shown(hidden)}. Pass an array of the library of q."
+        raise DTypeError(message)
     if _arrays.dtype_name(hidden.dtype) != "bool":
         found = _arrays.dtype_name(hidden.dtype)
         message = f"{func}: key_padding_mask must be boolean, True for absent keys; got dtype {found}. Pass mask == 0 or mask.bool()."

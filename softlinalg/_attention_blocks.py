@@ -364,7 +364,8 @@ def landmark_matrix(landmarks: Array, inverse_scale: float, *, xp: Namespace) ->
     """k(L, L), (..., m, m), in the wide type: symmetric, with a unit diagonal. None where some landmarks are far from the rest."""
     host, hosts = _arrays.small_host_view(landmarks, math.prod(landmarks.shape[:-1]) * landmarks.shape[-2], xp=xp)
     if hosts is not xp:
-        found = landmark_matrix(host, inverse_scale, xp=hosts)
+        with _arrays.one_blas_thread():
+            found = landmark_matrix(host, inverse_scale, xp=hosts)
         return None if found is None else _arrays.from_numpy(found, landmarks, xp=xp)
     wide = _arrays.wide_dtype(landmarks, xp=xp)
     points = xp.reshape(xp.astype(landmarks, wide, copy=False), (math.prod(landmarks.shape[:-2]), *landmarks.shape[-2:]))

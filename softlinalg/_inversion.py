@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from softlinalg import _arrays
+from softlinalg._settings import is_one_of, shown
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import (
     ConvergenceError,
@@ -127,13 +128,11 @@ def check_settings(
 
     The default tolerance is 1e-3 below float64, what the paper's regime asks of float32, and 1e-6 in float64.
     """
-    if method not in ("auto", *methods):
-        shown = str(method)[:40]
-        message = f"{func}: method must be one of auto, {', '.join(methods)}; got {shown!r}. Use 'auto' if in doubt."
+    if not is_one_of(method, ("auto", *methods)):
+        message = f"{func}: method must be one of auto, {', '.join(methods)}; got {shown(method)}. Use 'auto' if in doubt."
         raise ParameterError(message)
-    if on_failure not in _FAILURES:
-        shown = str(on_failure)[:40]
-        message = f"{func}: on_failure must be one of {', '.join(_FAILURES)}; got {shown!r}. The default is 'fallback'."
+    if not is_one_of(on_failure, _FAILURES):
+        message = f"{func}: on_failure must be one of {', '.join(_FAILURES)}; got {shown(on_failure)}. The default is 'fallback'."
         raise ParameterError(message)
     if tol is None:
         checked = 1e-6 if _arrays.eps(dtype) < 1e-10 else 1e-3

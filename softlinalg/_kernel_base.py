@@ -92,7 +92,7 @@ class StationaryKernel:
         return self._matrix(x, y, func=self._title)
 
     def _matrix(self, x: Array, y: Array | None, *, func: str) -> Array:
-        xp, (x, y), dtype = _arrays.prepare(func, {"x": x, "y": None if y is x else y})
+        xp, (x, y), dtype = _arrays.prepare(func, {"x": x, "y": None if y is x else y}, optional=("y",))
         check_points(x, y, func=func)
         _arrays.check_finite(x if y is None else y, func=func, name="x" if y is None else "y", xp=xp)
         prepared = self._prepared(x if y is None else y, dtype, func=func, xp=xp)
@@ -146,7 +146,7 @@ class StationaryKernel:
     def diagonal(self, x: Array) -> Array:
         """Ones, shape (..., n): k(x_i, x_i) = 1."""
         func = f"{self._title}.diagonal"
-        xp, (x,), dtype = _arrays.prepare(func, {"x": x})
+        xp, (x,), dtype = _arrays.prepare(func, {"x": x}, whole=False)
         check_points(x, None, func=func)
         return xp.ones(tuple(x.shape[:-1]), dtype=dtype, device=_arrays.device_of(x))
 
@@ -190,7 +190,7 @@ class StationaryKernel:
         turn.
         """
         func = f"{self._title}.vjp"
-        xp, (x, y, g), dtype = _arrays.prepare(func, {"x": x, "y": y, "g": g})
+        xp, (x, y, g), dtype = _arrays.prepare(func, {"x": x, "y": y, "g": g}, optional=("y",))
         check_points(x, y, func=func)
         other = x if y is None else y
         _check_weights(func, g, x, other, xp=xp)
@@ -218,13 +218,20 @@ def _lowest_exponent(dtype: DType) -> float:
     return math.log(_arrays.tiny(dtype)) * (1 - 2.0**-20)
 
 
+def _itemsize(dtype: DType) -> int:
+    return 2 if _arrays.is_half(dtype) else 8 if _arrays.eps(dtype) < 2.0**-50 else 4
+
+
 def _filled(prepared: PreparedKernel, x: Array, y: Array | None, dtype: DType, *, func: str, xp: Namespace) -> Array:
     """The kernel matrix written block by block into its own memory; from its upper triangle where `y` is None."""
     n, m = x.shape[0], x.shape[0] if y is None else y.shape[0]
+    required = n * m * _itemsize(dtype)
+    if _arrays.is_cpu(x):
+        remedy = "Use nystrom, or products in blocks."
+        _arrays.check_memory(required, None, func=func, what=f"the kernel matrix ({n} x {m} entries)", remedy=remedy)
     try:
         out = _arrays.empty_like_shape((n, m), x, xp=xp, dtype=dtype)
     except (MemoryError, RuntimeError) as error:
-        required = n * m * (8 if _arrays.eps(dtype) < 2.0**-50 else 4)
         message = f"{func}: the kernel matrix must fit in memory; got {n} x {m} entries. Use nystrom, or products in blocks."
         raise ResourceError(message, required) from error
     columns = prepared.columns
@@ -256,6 +263,7 @@ def _check_weights(func: str, g: Array, x: Array, y: Array, *, xp: Namespace) ->
         need = f"(..., {x.shape[-2]}, {y.shape[-2]})"
         message = f"{func}: g must have shape {need}, one weight per pair; got {tuple(g.shape)}. Pass the gradient with respect to k(x, y)."
         raise ShapeError(message)
+    _arrays.check_batches(func, x=x, y=y, g=g)
     for name, array in (("x", x), ("y", y)):
         _arrays.check_finite(array, func=func, name=name, xp=xp)
 

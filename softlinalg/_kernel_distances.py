@@ -53,6 +53,8 @@ def check_points(x: Array, y: Array | None, *, func: str) -> None:
         got = f"{x.shape[-1]} and {y.shape[-1]}"
         message = f"{func}: x and y must have the same number of features; got {got}. Use the same columns in both."
         raise ShapeError(message)
+    if y is not None:
+        _arrays.check_batches(func, x=x, y=y)
 
 
 def inverse_scale(length_scale: float | tuple[float, ...], like: Array, *, func: str, xp: Namespace) -> float | Array:
@@ -339,7 +341,7 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     each feature of `y`; of a distance near zero, the square root of that. float16 and bfloat16 are computed in float32.
     """
     func = "squared_distances"
-    xp, (x, y), dtype = _arrays.prepare(func, {"x": x, "y": None if y is x else y})
+    xp, (x, y), dtype = _arrays.prepare(func, {"x": x, "y": None if y is x else y}, optional=("y",))
     check_points(x, y, func=func)
     compute = _arrays.compute_dtype(dtype, xp=xp)
     _arrays.check_finite(x, func=func, name="x", xp=xp)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from softlinalg import _arrays
 from softlinalg._kernel_distances import DifferenceColumns, center_of, check_points, squared_distances
 from softlinalg._rng import as_generator
+from softlinalg._settings import whole_number
 from softlinalg._typing import Array, Namespace, RngLike
 from softlinalg.errors import ParameterError, ShapeError
 
@@ -25,7 +26,7 @@ def checked_length_scale(value: Any, *, func: str) -> float | tuple[float, ...] 
     if getattr(value, "requires_grad", False) or _arrays.is_traced(value):
         message = f"{func}: length_scale must be constant; got a value to differentiate. Divide the points by it, and pass length_scale=1."
         raise ParameterError(message)
-    sequence = hasattr(value, "__len__") and not isinstance(value, Mapping) and getattr(value, "ndim", 1) > 0
+    sequence = isinstance(value, Sequence) or (hasattr(value, "dtype") and getattr(value, "ndim", 0) > 0)
     if not sequence:
         return _arrays.real_scalar(value, func=func, name="length_scale")
     host = _arrays.to_numpy(value) if hasattr(value, "ndim") else value
@@ -72,7 +73,7 @@ def median_length_scale(x: Array, *, rng: RngLike = None, sample: int = 1000) ->
     .. [1] Garreau, Jitkrittum & Kanagawa, Large sample analysis of the median heuristic (2017), section 1.
     """
     func = "median_length_scale"
-    xp, (x,), _ = _arrays.prepare(func, {"x": x})
+    xp, (x,), _ = _arrays.prepare(func, {"x": x}, whole=False)
     if x.ndim != 2 or x.shape[0] < 2:
         got = tuple(x.shape)
         message = f"{func}: x must have shape (n, d) with n >= 2; got {got}. Pass two points or more, or a number as length_scale."
@@ -81,11 +82,9 @@ def median_length_scale(x: Array, *, rng: RngLike = None, sample: int = 1000) ->
     if _arrays.is_traced(x):
         message = f"{func}: x must hold values; got a traced array. Find the length scale outside jit or compile, and pass the number."
         raise ParameterError(message)
-    if isinstance(sample, bool) or not hasattr(sample, "__index__") or int(sample) < 2:
-        message = f"{func}: sample must be a whole number >= 2; got {str(sample)[:40]}. Pass the number of rows to look at."
-        raise ParameterError(message)
-    if x.shape[0] > int(sample):
-        chosen = as_generator(rng, func=func).choice(x.shape[0], size=int(sample), replace=False)
+    sample = whole_number(sample, func=func, name="sample", minimum=2, remedy="Pass the number of rows to look at.")
+    if x.shape[0] > sample:
+        chosen = as_generator(rng, func=func).choice(x.shape[0], size=sample, replace=False)
         chosen.sort()  # rows of a memory map are read in their order
         x = _arrays.take_rows(x, chosen, xp=xp)
     _arrays.check_finite(x, func=func, name="x", xp=xp)

@@ -11,6 +11,7 @@ from typing import Any
 
 from softlinalg import _arrays
 from softlinalg._kernel_distances import check_points
+from softlinalg._settings import whole_number
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import DTypeError, NonFiniteError, ParameterError, ShapeError
 
@@ -42,11 +43,7 @@ def default_chunk_size(m: int, itemsize: int) -> int:
 def rows_per_block(chunk_size: int | None, like: Array, m: int, *, func: str) -> int:
     """The chunk size asked for, checked, or the default for the library and device of `like`."""
     if chunk_size is not None:
-        if isinstance(chunk_size, bool) or not hasattr(chunk_size, "__index__") or int(chunk_size) < 1:
-            shown = repr(chunk_size)[:40] if isinstance(chunk_size, int | float) else type(chunk_size).__name__
-            message = f"{func}: chunk_size must be None or a whole number >= 1; got {shown}. Pass the number of rows per block."
-            raise ParameterError(message)
-        return int(chunk_size)
+        return whole_number(chunk_size, func=func, name="chunk_size", minimum=1, remedy="Pass the number of rows per block, or None.")
     itemsize = 4 if _arrays.eps(like.dtype) > 2.0**-50 else 8
     if _arrays.may_reuse_buffers(like) and _arrays.is_cpu(like):
         return default_chunk_size(m, itemsize)
@@ -102,9 +99,13 @@ def iter_kernel_blocks(
                 prepared.write(rows, block)
             else:
                 rows = xp.astype(_arrays.prepare(func, {"x": rows}).arrays[0], dtype, copy=False)
-                block = prepared.values(rows) if prepared is not None else kernel(rows, y)
+                block = (
+                    prepared.values(rows) if prepared is not None else _arrays.returned(kernel(rows, y), y, func=func, what="kernel(x, y)")
+                )
         except NonFiniteError:
-            _arrays.check_finite(_arrays.prepare(func, {"x": x}).arrays[0], func=func, name="x", xp=xp)  # names the row in all of x
+            _arrays.check_finite(
+                _arrays.prepare(func, {"x": x}, whole=False).arrays[0], func=func, name="x", xp=xp
+            )  # names the row in all of x
             raise
         yield start, stop, block
 

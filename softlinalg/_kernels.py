@@ -15,6 +15,7 @@ from softlinalg._kernel_base import StationaryKernel
 from softlinalg._kernel_distances import DifferenceColumns, GaussianColumns, squared_distances
 from softlinalg._kernel_length_scales import median_length_scale
 from softlinalg._kernel_products import default_chunk_size, iter_kernel_blocks, kernel_matmul, kernel_matmul_adjoint
+from softlinalg._settings import shown
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import ParameterError
 
@@ -207,13 +208,13 @@ def kernel_from_dict(values: Mapping[str, Any]) -> Gaussian | Laplacian | Matern
     name = values.get("name") if isinstance(values, Mapping) else None
     if not isinstance(name, str) or name not in _KERNELS:
         known = ", ".join(sorted(_KERNELS))
-        message = f"{func}: name must be one of {known}; got {str(name)[:40]!r}. Pass what to_dict returned."
+        message = f"{func}: name must be one of {known}; got {shown(name)}. Pass what to_dict returned."
         raise ParameterError(message)
     settings = {key: value for key, value in values.items() if key != "name"}
     expected = {"length_scale", "nu"} if name == "matern" else {"length_scale"}
     if set(settings) != expected:
-        shown = ", ".join(sorted(str(key) for key in settings))[:80] or "none"
-        message = f"{func}: settings of {name} must be {', '.join(sorted(expected))}; got {shown}. Pass what to_dict returned."
+        listed = ", ".join(sorted(str(key) for key in settings))[:80] or "none"
+        message = f"{func}: settings of {name} must be {', '.join(sorted(expected))}; got {listed}. Pass what to_dict returned."
         raise ParameterError(message)
     return _KERNELS[name](**settings)
 

@@ -6,7 +6,6 @@ the nuclear norm. It is a smooth function of the landmarks wherever the kernel i
 
 from __future__ import annotations
 
-import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from softlinalg import _arrays
 from softlinalg._kernels import Gaussian, Laplacian, Matern
 from softlinalg._landmark_sampling import Rows, check_numbers, kernel_diagonal, kernel_values
 from softlinalg._rng import as_generator
+from softlinalg._settings import flag, whole_number
 from softlinalg._typing import Array, RngLike
 from softlinalg.errors import DTypeError, NumericalError, ParameterError, ShapeError
 
@@ -160,11 +160,11 @@ def refine_landmarks(
     .. [1] Snelson & Ghahramani, Sparse Gaussian processes using pseudo-inputs (2006), for landmarks moved by gradients.
     """
     func = "refine_landmarks"
-    xp, (x, landmarks), dtype = _arrays.prepare(func, {"x": x, "landmarks": landmarks})
+    xp, (x, landmarks), dtype = _arrays.prepare(func, {"x": x, "landmarks": landmarks}, whole=False)
     _check_points(func, x, landmarks)
-    max_steps = _at_least_one(max_steps, func=func, name="max_steps")
+    max_steps = whole_number(max_steps, func=func, name="max_steps", minimum=1)
     x, landmarks = _arrays.detach(x), _arrays.detach(landmarks)
-    if check_finite:
+    if flag(check_finite, func=func, name="check_finite"):
         _arrays.check_finite(x, func=func, name="x", xp=xp)
         _arrays.check_finite(landmarks, func=func, name="landmarks", xp=xp)
     generator = as_generator(rng, func=func)
@@ -174,7 +174,7 @@ def refine_landmarks(
     if work_xp is not start_xp or not isinstance(kernel, Gaussian | Laplacian | Matern):
         work, work_start, work_xp = x, start, xp  # kernels of ours take NumPy arrays too; others may not
     rows = Rows(work, xp=work_xp)
-    if sample is not None and (size := _at_least_one(sample, func=func, name="sample")) < len(rows):
+    if sample is not None and (size := whole_number(sample, func=func, name="sample", minimum=1)) < len(rows):
         rows = Rows(work, np.sort(generator.permutation(len(rows))[:size]), xp=work_xp)
     best = _minimize(rows, work_xp.astype(work_start, rows.dtype), kernel, max_steps, func=func, progress=progress)
     end = work_xp.astype(best, work_start.dtype)
@@ -205,19 +205,6 @@ def _check_points(func: str, x: Array, landmarks: Array) -> None:
         raise ShapeError(message)
 
 
-def _at_least_one(value: Any, *, func: str, name: str) -> int:
-    """A positive int."""
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        message = f"{func}: {name} must be an integer >= 1; got {type(value).__name__}. Pass an int."
-        raise ParameterError(message) from error
-    if isinstance(value, bool) or number < 1:
-        message = f"{func}: {name} must be an integer >= 1; got {str(value)[:40]}. Choose one in that range."
-        raise ParameterError(message)
-    return number
-
-
 def _differentiable(kernel: Any, x: Array, rng: np.random.Generator, *, func: str) -> Any:
     """The kernel with its length scale settled; refused where it has no gradient."""
     missing = [name for name in ("diagonal", "vjp") if not callable(getattr(kernel, name, None))]
@@ -244,7 +231,7 @@ def _trace_error(rows: Rows, landmarks: Array, kernel: Any, trace: float, *, fun
 
 def _spread(points: np.ndarray[Any, Any]) -> float:
     """Root mean square deviation of coordinates from their mean, without overflow; 1 for equal points."""
-    deviation = points - np.mean(points, axis=0)
+    deviation = points - np.mean(points / len(points), axis=0) * len(points)
     largest = float(np.max(np.abs(deviation)))
     return largest * float(np.sqrt(np.mean((deviation / largest) ** 2))) if largest > 0 else 1.0
 

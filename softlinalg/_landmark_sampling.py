@@ -121,7 +121,7 @@ def kernel_diagonal(kernel: Any, rows: Rows, *, func: str) -> Host:
 
 def kernel_values(kernel: Any, x: Array, y: Array, *, func: str, xp: Namespace) -> Array:
     """Kernel entries k(x, y) in the type of `x`, their shape checked."""
-    values = _arrays.detach(kernel(x, y))
+    values = _arrays.detach(_arrays.returned(kernel(x, y), x, func=func, what="kernel(x, y)"))
     if tuple(values.shape) != (x.shape[0], y.shape[0]):
         message = f"{func}: kernel must return shape {(x.shape[0], y.shape[0])}; got {tuple(values.shape)}. Check kernel.__call__."
         raise ParameterError(message)

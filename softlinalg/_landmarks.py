@@ -8,7 +8,6 @@ middle of the rows around it by a few steps of Lloyd's iteration, which suits sm
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +22,7 @@ from softlinalg._landmark_clusters import lloyd, plus_plus_seeds
 from softlinalg._landmark_refinement import refine_landmarks
 from softlinalg._landmark_sampling import ROUNDING, Host, PivotedCholesky, Rows, greedy_pivots, leverage_rows, random_pivots
 from softlinalg._rng import as_generator
+from softlinalg._settings import flag, shown, whole_number
 from softlinalg._typing import Array, Namespace, RngLike
 from softlinalg.errors import DTypeError, DuplicateLandmarkWarning, ParameterError, ShapeError
 
@@ -243,7 +243,7 @@ def _check(
     check_finite: bool,
 ) -> _Request:
     """Check the arguments of both public functions."""
-    xp, (x,), _ = _arrays.prepare(func, {"x": x})
+    xp, (x,), _ = _arrays.prepare(func, {"x": x}, whole=False)
     if _arrays.is_traced(x):
         message = f"{func}: x must hold numbers; got a traced array. Choose landmarks outside jit, vmap and compile."
         raise DTypeError(message)
@@ -251,7 +251,7 @@ def _check(
         message = f"{func}: x must have shape (n, d) with n, d >= 1; got {tuple(x.shape)}. Pass one point per row."
         raise ShapeError(message)
     if not isinstance(method, str) or method not in methods:
-        message = f"{func}: method must be one of {', '.join(methods)}; got {str(method)[:40]!r}. Choose one of these."
+        message = f"{func}: method must be one of {', '.join(methods)}; got {shown(method)}. Choose one of these."
         raise ParameterError(message)
     given, given_xp = _arrays.detach(x), xp
     if kernel is None or isinstance(kernel, Gaussian | Laplacian | Matern):
@@ -259,10 +259,10 @@ def _check(
     n = int(x.shape[0])
     count, tol = _check_size(func, count, tol, method, n=n, resolution=ROUNDING * _arrays.eps(_arrays.wide_dtype(x, xp=xp)))
     if sample is not None:
-        sample = min(_integer(sample, func=func, name="sample", minimum=count or 1), n)
+        sample = min(whole_number(sample, func=func, name="sample", minimum=count or 1), n)
     if lloyd_steps is not None:
-        lloyd_steps = _integer(lloyd_steps, func=func, name="lloyd_steps", minimum=0)
-    if check_finite:
+        lloyd_steps = whole_number(lloyd_steps, func=func, name="lloyd_steps", minimum=0)
+    if flag(check_finite, func=func, name="check_finite"):
         _arrays.check_finite(x, func=func, name="x", xp=xp)
     generator = as_generator(rng, func=func)
     return _Request(
@@ -289,7 +289,7 @@ def _check_size(func: str, count: Any, tol: Any, method: str, *, n: int, resolut
         message = f"{func}: count or tol must be given, and not both; got {what}. Pass one of them."
         raise ParameterError(message)
     if tol is None:
-        return _integer(count, func=func, name="count", minimum=1, maximum=n), None
+        return whole_number(count, func=func, name="count", minimum=1, maximum=n), None
     if method not in PIVOT_METHODS:
         message = f"{func}: tol needs a method that knows its error; got {method!r}. Pass count, or one of {', '.join(PIVOT_METHODS)}."
         raise ParameterError(message)
@@ -298,20 +298,6 @@ def _check_size(func: str, count: Any, tol: Any, method: str, *, n: int, resolut
         message = f"{func}: tol must be at least {resolution:.1g}, what the arithmetic resolves; got {tol:g}. Pass a larger one."
         raise ParameterError(message)
     return None, tol
-
-
-def _integer(value: Any, *, func: str, name: str, minimum: int, maximum: int | None = None) -> int:
-    """An int within [minimum, maximum]; numbers with a fraction are refused, not rounded."""
-    allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        message = f"{func}: {name} must be an integer {allowed}; got {type(value).__name__}. Pass an int."
-        raise ParameterError(message) from error
-    if isinstance(value, bool) or number < minimum or (maximum is not None and number > maximum):
-        message = f"{func}: {name} must be an integer {allowed}; got {str(value)[:40]}. Choose one in that range."
-        raise ParameterError(message)
-    return number
 
 
 def _settled(kernel: Any, method: str, x: Array, rng: np.random.Generator, *, func: str, xp: Namespace) -> Any:

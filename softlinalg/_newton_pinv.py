@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from softlinalg import _arrays, _iterations
+from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import Array, Namespace
-from softlinalg.errors import ParameterError, ShapeError
+from softlinalg.errors import DTypeError, ParameterError, ShapeError
 
 __all__ = ["NewtonPinv", "newton_pinv", "newton_pinv_jvp", "newton_pinv_vjp"]
 
@@ -76,13 +77,20 @@ def newton_pinv(
            [0., 1.]])
     """
     func = "newton_pinv"
-    xp, (a, alpha_array), _ = _arrays.prepare(func, {"a": a, "alpha": None if _is_number(alpha) else alpha}, allow_complex=True)
-    dtype = a.dtype
+    xp, (a, alpha_array), _ = _arrays.prepare(
+        func, {"a": a, "alpha": None if _is_number(alpha) else alpha}, allow_complex=True, optional=("alpha",)
+    )
     _check(func, a, steps, ridge)
-    if check_finite:
+    if flag(check_finite, func=func, name="check_finite"):
         _arrays.check_finite(a, func=func, name="a", xp=xp)
-    p = _shifted(a, ridge, xp=xp)
-    factor = _factor(func, alpha if _is_number(alpha) else alpha_array, a, p, xp=xp)
+    with _arrays.quiet(a):
+        return _fixed_steps(func, a, steps, alpha if _is_number(alpha) else alpha_array, ridge, xp=xp)
+
+
+def _fixed_steps(func: str, a: Array, steps: int, alpha: Any, ridge: float, *, xp: Namespace) -> NewtonPinv:
+    """The iteration and its residuals; what diverges ends in infinity or NaN, and its residuals say so."""
+    dtype, p = a.dtype, _shifted(a, ridge, xp=xp)
+    factor = _factor(func, alpha, a, p, xp=xp)
     value = _iterations.newton_raphson(p, _iterations.adjoint_start(p, factor, xp=xp), steps=steps, xp=xp)
     product = p @ value if p.shape[-2] <= p.shape[-1] else value @ p  # the smaller one
     eye = _arrays.eye_like(product, xp=xp)
@@ -127,16 +135,20 @@ def newton_pinv_jvp(a: Array, tangent: Array, *, steps: int = 20, alpha: float |
     """
     func = "newton_pinv_jvp"
     names = {"a": a, "tangent": tangent, "alpha": None if _is_number(alpha) else alpha}
-    xp, (a, tangent, alpha_array), dtype = _arrays.prepare(func, names, allow_complex=True)
+    xp, (a, tangent, alpha_array), dtype = _arrays.prepare(func, names, allow_complex=True, optional=("alpha",))
     _check(func, a, steps, ridge)
     if tangent.shape[-2:] != a.shape[-2:]:
         message = f"{func}: tangent must end in shape {tuple(a.shape[-2:])} like a; got {tuple(tangent.shape)}. Pass one per matrix."
         raise ShapeError(message)
-    p = _shifted(a, ridge, xp=xp)
-    factor = _factor(func, alpha if _is_number(alpha) else alpha_array, a, p, xp=xp)
-    dp = xp.astype(tangent, p.dtype)
-    start, dstart = _iterations.adjoint_start(p, factor, xp=xp), _iterations.adjoint_start(dp, factor, xp=xp)
-    _, slope = _iterations.newton_raphson_jvp(p, start, dp, dstart, steps=steps, xp=xp)
+    _arrays.check_batches(func, a=a, tangent=tangent)
+    with _arrays.quiet(a):
+        p = _shifted(a, ridge, xp=xp)
+        factor = _factor(func, alpha if _is_number(alpha) else alpha_array, a, p, xp=xp)
+        if _arrays.is_complex(dtype):  # a real matrix may be moved in a complex direction
+            p = xp.astype(p, dtype)
+        dp = xp.astype(tangent, p.dtype)
+        start, dstart = _iterations.adjoint_start(p, factor, xp=xp), _iterations.adjoint_start(dp, factor, xp=xp)
+        _, slope = _iterations.newton_raphson_jvp(p, start, dp, dstart, steps=steps, xp=xp)
     return xp.astype(slope, dtype)
 
 
@@ -183,17 +195,25 @@ def newton_pinv_vjp(
            [ 0.  , -0.25]])
     """
     func = "newton_pinv_vjp"
-    xp, (a, cotangent), dtype = _arrays.prepare(func, {"a": a, "cotangent": cotangent}, allow_complex=True)
+    xp, (a, cotangent, value), dtype = _arrays.prepare(
+        func, {"a": a, "cotangent": cotangent, "value": value}, allow_complex=True, optional=("value",)
+    )
+    _check(func, a, steps, ridge)
     if tuple(cotangent.shape[-2:]) != (a.shape[-1], a.shape[-2]):
         message = f"{func}: cotangent must end in shape {(a.shape[-1], a.shape[-2])}; got {tuple(cotangent.shape)}. Pass one per matrix."
         raise ShapeError(message)
+    _arrays.check_batches(func, a=a, cotangent=cotangent, value=value)
+    if value is not None and tuple(value.shape[-2:]) != tuple(cotangent.shape[-2:]):
+        message = f"{func}: value must end in shape {tuple(cotangent.shape[-2:])}; got {tuple(value.shape)}. Pass that of newton_pinv."
+        raise ShapeError(message)
+    if not is_one_of(gradient, ("exact", "published")):
+        message = f"{func}: gradient must be 'exact' or 'published'; got {shown(gradient)}. The default is 'exact'."
+        raise ParameterError(message)
     if gradient == "published":
         v = newton_pinv(a, steps=steps, alpha=alpha, ridge=ridge, check_finite=False).value if value is None else value
         vh = _arrays.adjoint(v, xp=xp)
-        return xp.astype(-(vh @ cotangent @ vh), dtype)
-    if gradient != "exact":
-        message = f"{func}: gradient must be 'exact' or 'published'; got {str(gradient)[:40]!r}. The default is 'exact'."
-        raise ParameterError(message)
+        with _arrays.quiet(vh):
+            return xp.astype(-(vh @ cotangent @ vh), dtype)
     slope = newton_pinv_jvp(a, _arrays.adjoint(cotangent, xp=xp), steps=steps, alpha=alpha, ridge=ridge)
     return xp.astype(_arrays.adjoint(slope, xp=xp), dtype)
 
@@ -208,9 +228,7 @@ def _check(func: str, a: Array, steps: int, ridge: float) -> None:
     if a.ndim < 2 or a.shape[-1] == 0 or a.shape[-2] == 0:
         message = f"{func}: a must have shape (..., m, n) with m, n >= 1; got {tuple(a.shape)}. Pass matrices."
         raise ShapeError(message)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        message = f"{func}: steps must be an int >= 0; got {str(steps)[:40]!r}. The published number is 20."
-        raise ParameterError(message)
+    whole_number(steps, func=func, name="steps", minimum=0, remedy="The published number is 20.")
     if _arrays.real_scalar(ridge, func=func, name="ridge", strict=False) > 0:
         _arrays.check_square(a, func=func, name="a")
 
@@ -236,7 +254,14 @@ def _factor(func: str, alpha: float | Array | None, a: Array, p: Array, *, xp: N
     if isinstance(alpha, int | float):
         number = _arrays.real_scalar(alpha, func=func, name="alpha")
         return xp.broadcast_to(xp.asarray(number, dtype=real, device=_arrays.device_of(a)), batch)
-    return xp.broadcast_to(xp.astype(alpha, real), batch)
+    if _arrays.is_complex(alpha.dtype):
+        message = f"{func}: alpha must be real; got dtype {_arrays.dtype_name(alpha.dtype)}. Pass its real part."
+        raise DTypeError(message)
+    try:
+        return xp.broadcast_to(xp.astype(alpha, real), batch)
+    except (ValueError, RuntimeError, TypeError) as error:
+        message = f"{func}: alpha must be a number, or of batch shape {batch}; got shape {tuple(alpha.shape)}. Pass one per matrix."
+        raise ShapeError(message) from error
 
 
 def _ratio(part: Array, whole: Array, *, xp: Namespace) -> Array:

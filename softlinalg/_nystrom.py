@@ -10,6 +10,7 @@ from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._nystrom_fit import Problem, choose_landmarks, fit, fit_to_tolerance, settle_landmarks
 from softlinalg._nystrom_operators import kernel_operator
 from softlinalg._rng import as_generator
+from softlinalg._settings import flag, is_one_of, shown
 from softlinalg._typing import Array, DType, RngLike
 from softlinalg.errors import ParameterError
 
@@ -114,10 +115,10 @@ def nystrom(
     >>> y = d.solve(np.ones(2000), ridge=1e-3)
     """
     func = "nystrom"
-    xp, (x,), dtype = _arrays.prepare(func, {"x": x})
+    xp, (x,), dtype = _arrays.prepare(func, {"x": x}, whole=False)
     check_rows(x, func=func)
     x = _arrays.detach(x)
-    if check_finite:
+    if flag(check_finite, func=func, name="check_finite"):
         _arrays.check_finite(x, func=func, name="x", xp=xp)
     generator = as_generator(rng, func=func)
     features_dtype = _arrays.compute_dtype(dtype, xp=xp)
@@ -176,7 +177,7 @@ def _size(rank: Any, tol: Any, *, n: int, given: bool, dtype: DType, func: str) 
 
 
 def _storage(value: Any, *, func: str) -> bool | str:
-    if value is True or value is False or value == "auto":
+    if is_one_of(value, (True, False, "auto")):
         return value  # type: ignore[no-any-return]
-    message = f'{func}: store_features must be True, False or "auto"; got {str(value)[:40]!r}. Pass one of these.'
+    message = f'{func}: store_features must be True, False or "auto"; got {shown(value)}. Pass one of these.'
     raise ParameterError(message)

@@ -8,7 +8,6 @@ have the dtype of the data. docs/theory/nystrom.md has the theorems and the reas
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from typing import Any, NamedTuple
 
 from softlinalg import _arrays
 from softlinalg._kernels import kernel_matmul
+from softlinalg._settings import whole_number
 from softlinalg._typing import Array, DType, Namespace
-from softlinalg.errors import DTypeError, NonFiniteError, NumericalError, ParameterError, ResourceError, ShapeError
+from softlinalg.errors import DTypeError, NonFiniteError, NumericalError, ResourceError, ShapeError
 
 __all__ = [
     "CUT_OFF",
@@ -277,10 +277,12 @@ class RowStore:
         self._array: Array | None = None
         if not _arrays.may_reuse_buffers(like):
             return
+        need = math.prod(shape) * (4 if _arrays.eps(dtype) > 2.0**-50 else 8)
+        if _arrays.is_cpu(like):
+            _arrays.check_memory(need, None, func=func, what="the result", remedy="Ask for fewer columns or a lower rank.")
         try:
             self._array = _arrays.empty_like_shape(shape, like, xp=xp, dtype=dtype)
         except (MemoryError, RuntimeError) as error:
-            need = math.prod(shape) * (4 if _arrays.eps(dtype) > 2.0**-50 else 8)
             message = f"{func}: the result must fit in memory; got a need of {need / 1e9:.3g} GB. Ask for fewer columns or a lower rank."
             raise ResourceError(message, need, None) from error
 
@@ -397,7 +399,7 @@ def row_rounding(f: Array, k_ii: Array, whitening: Whitening, unit: float, store
 
 def kernel_diagonal(kernel: Any, x: Array, *, func: str) -> Array:
     """k(x_i, x_i) for each row, checked to be one number per row."""
-    values = kernel.diagonal(x)
+    values = _arrays.returned(kernel.diagonal(x), x, func=func, what="kernel.diagonal(x)")
     if tuple(values.shape) != (x.shape[0],):
         got = tuple(values.shape)
         message = f"{func}: kernel.diagonal(x) must have shape ({x.shape[0]},); got {got}. Return one value per row."
@@ -460,13 +462,4 @@ def optional_count(value: Any, *, func: str, name: str, maximum: int | None = No
     """None or an int from 1 to `maximum`; numbers with a fraction are refused, not rounded."""
     if value is None:
         return None
-    allowed = "a whole number >= 1" if maximum is None else f"a whole number from 1 to {maximum}"
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        message = f"{func}: {name} must be {allowed}; got {type(value).__name__}. Pass an int."
-        raise ParameterError(message) from error
-    if isinstance(value, bool) or number < 1 or (maximum is not None and number > maximum):
-        message = f"{func}: {name} must be {allowed}; got {str(value)[:40]}. Choose one in that range."
-        raise ParameterError(message)
-    return number
+    return whole_number(value, func=func, name=name, minimum=1, maximum=maximum)

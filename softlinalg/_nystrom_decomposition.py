@@ -12,6 +12,7 @@ from softlinalg._nystrom_core import RowStore, optional_count, row_spans
 from softlinalg._nystrom_fit import Fit, truncation_errors
 from softlinalg._nystrom_operators import linear_operator
 from softlinalg._nystrom_solve import preconditioner_core, ridge_solve
+from softlinalg._settings import whole_number
 from softlinalg._typing import Array, DType
 from softlinalg.errors import InputError, ParameterError, RangeError, ShapeError
 
@@ -143,19 +144,21 @@ class NystromDecomposition:
         """F^T v, shape (rank, k), float64 sums of products in the type of `v`."""
         xp, wide = self._xp, self._wide
         total = wide.zeros(self.rank, v.shape[-1])
-        for start, stop, features in self._blocks():
-            f = xp.astype(features, v.dtype, copy=False)
-            total = total + wide.widen(xp.matrix_transpose(f) @ v[start:stop, :])
+        with _arrays.quiet(v):
+            for start, stop, features in self._blocks():
+                f = xp.astype(features, v.dtype, copy=False)
+                total = total + wide.widen(xp.matrix_transpose(f) @ v[start:stop, :])
         return total
 
     def _expand(self, coefficients: Array, dtype: DType, compute: DType, *, func: str) -> Array:
         """F @ coefficients, shape (n, k), as `dtype`."""
-        narrow = self._wide.narrow(coefficients, compute)
-        store = self._store(narrow.shape[-1], dtype, func)
-        for start, stop, features in self._blocks():
-            block = self._xp.astype(features, compute, copy=False) @ narrow
-            store.put(start, stop, self._xp.astype(block, dtype, copy=False))
-        return store.result()
+        with _arrays.quiet(coefficients):
+            narrow = self._wide.narrow(coefficients, compute)
+            store = self._store(narrow.shape[-1], dtype, func)
+            for start, stop, features in self._blocks():
+                block = self._xp.astype(features, compute, copy=False) @ narrow
+                store.put(start, stop, self._xp.astype(block, dtype, copy=False))
+            return store.result()
 
     # ------------------------------------------------------------------------------------------ products
     def __matmul__(self, v: Any) -> Array:
@@ -185,9 +188,9 @@ class NystromDecomposition:
         func = "NystromDecomposition.cross_matmul"
         factor, was_vector, dtype = self._factor(v, self._n, func=func, name="v")
         features = self._new_features(x_new, func=func)
-        result = self._xp.astype(
-            self._xp.astype(features, factor.dtype, copy=False) @ self._wide.narrow(self._project(factor), factor.dtype), dtype, copy=False
-        )
+        with _arrays.quiet(features):
+            product = self._xp.astype(features, factor.dtype, copy=False) @ self._wide.narrow(self._project(factor), factor.dtype)
+            result = self._xp.astype(product, dtype, copy=False)
         return result[:, 0] if was_vector else result
 
     def diagonal(self) -> Array:
@@ -250,6 +253,7 @@ class NystromDecomposition:
             It would take more; nothing is allocated.
         """
         func = "NystromDecomposition.to_dense"
+        memory_budget = whole_number(memory_budget, func=func, name="memory_budget", minimum=0, remedy="Pass a number of bytes.")
         compute = self._map.dtype
         need = self._n**2 * (4 if _arrays.eps(compute) > 2.0**-50 else 8)
         remedy = "Use products with the decomposition, or raise memory_budget."
@@ -296,16 +300,17 @@ class NystromDecomposition:
         func = "NystromDecomposition.solve"
         ridge = self._ridge(ridge, func=func)
         factor, was_vector, dtype = self._factor(b, self._n, func=func, name="b")
-        solution = ridge_solve(
-            self._blocks,
-            self._wide.widen(factor),
-            self._summary.eigenvalues,
-            self._summary.rotation,
-            ridge,
-            unit=_arrays.eps(factor.dtype),
-            func=func,
-            wide=self._wide,
-        )
+        with _arrays.quiet(factor):
+            solution = ridge_solve(
+                self._blocks,
+                self._wide.widen(factor),
+                self._summary.eigenvalues,
+                self._summary.rotation,
+                ridge,
+                unit=_arrays.eps(factor.dtype),
+                func=func,
+                wide=self._wide,
+            )
         if factor.shape[1] and not float(self._wide.xp.max(self._wide.xp.abs(solution))) <= float(self._xp.finfo(dtype).max):
             kind = _arrays.dtype_name(dtype)
             message = f"{func}: ridge must be large enough for a result that is finite in {kind}; got {ridge:.3g}. Pass a larger one."
@@ -322,8 +327,11 @@ class NystromDecomposition:
             Positive. Default: the one given to `nystrom`.
         """
         ridge = self._ridge(ridge, func="NystromDecomposition.logdet")
-        # log1p keeps the digits of eigenvalues below the ridge.
-        return self._n * math.log(ridge) + float(self._wide.xp.sum(self._wide.xp.log1p(self._summary.eigenvalues / ridge)))
+        wxp, values = self._wide.xp, self._summary.eigenvalues
+        # log1p keeps the digits of the smaller of the two; the quotient of the smaller by the larger cannot overflow.
+        larger, smaller = (wxp.where(values > ridge, *pair) for pair in ((values, ridge + 0 * values), (ridge + 0 * values, values)))
+        parts = wxp.log(larger) + wxp.log1p(smaller / larger)
+        return (self._n - int(values.shape[0])) * math.log(ridge) + float(wxp.sum(parts))
 
     def eigh(self, k: int | None = None) -> tuple[Array, Array]:
         """Leading eigenvalues and orthonormal eigenvectors of the approximation.

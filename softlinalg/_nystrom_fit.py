@@ -133,7 +133,7 @@ def _rows_at(problem: Problem, indices: Any) -> Array:
 
 def _points(problem: Problem, landmarks: Any) -> Array:
     """The points given, checked, in the dtype of the data."""
-    xp, (points, _), _ = _arrays.prepare(problem.func, {"landmarks": landmarks, "x": problem.x})
+    xp, (points, _), _ = _arrays.prepare(problem.func, {"landmarks": landmarks, "x": problem.x}, whole=False)
     _arrays.check_finite(points, func=problem.func, name="landmarks", xp=xp)
     return xp.astype(_arrays.detach(points), problem.x.dtype, copy=True)  # ours: the caller may change theirs later
 
@@ -158,7 +158,7 @@ def _whitening(problem: Problem, landmarks: Array, rtol: float) -> Whitening:
     dtype = xp.float64 if wide.on_device else problem.dtype
     points = xp.astype(landmarks, dtype, copy=False)
     m = points.shape[0]
-    w = problem.kernel(points, points)
+    w = _arrays.returned(problem.kernel(points, points), points, func=problem.func, what="kernel(x, y)")
     if tuple(w.shape) != (m, m):
         message = f"{problem.func}: kernel(x, y) must have shape ({m}, {m}) for {m} points; got {tuple(w.shape)}. Return (len(x), len(y))."
         raise ShapeError(message)

@@ -8,6 +8,7 @@ pickle is: a hostile file can at worst be refused.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -26,6 +27,7 @@ from softlinalg import _arrays
 from softlinalg._kernels import kernel_from_dict
 from softlinalg._nystrom_core import FeatureMap, Summary, Wide
 from softlinalg._nystrom_fit import Fit
+from softlinalg._settings import flag, shown
 from softlinalg.errors import CheckpointCorruptError, CheckpointVersionError, DTypeError, ParameterError, ShapeError
 
 __all__ = ["load_decomposition", "save_decomposition"]
@@ -59,7 +61,7 @@ def save_decomposition(d: Any, path: str | os.PathLike[str], *, include_features
         "eigenvalues": summary.eigenvalues,
         "rotation": summary.rotation,
     }
-    if include_features and d.stores_features:
+    if flag(include_features, func="save", name="include_features") and d.stores_features:
         arrays["features"] = d._features
     host = {name: _canonical(_arrays.to_numpy(a)) for name, a in arrays.items()}
     header = {
@@ -87,6 +89,9 @@ def save_decomposition(d: Any, path: str | os.PathLike[str], *, include_features
 
 def _container(path: str | os.PathLike[str], *, func: str) -> tuple[Path, Any]:
     """The path, and the format that its extension names."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or "\0" in os.fspath(path):
+        message = f"{func}: path must be a string or a path, without null characters; got {shown(path)}. Pass the name of a file."
+        raise ParameterError(message)
     target = Path(path)
     kind = target.suffix.lower()
     if kind not in (".npz", ".safetensors"):
@@ -335,7 +340,12 @@ def _sealed_arrays(target: Path, container: Any) -> dict[str, Host]:
         file.seek(position)
         if file.read(len(ZEROS)) != expected:
             raise ValueError("its bytes differ from their digest")
-        arrays: dict[str, Host] = container.read(file, size)
+        try:
+            arrays: dict[str, Host] = container.read(file, size)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a real failure of the disk
+                raise
+            raise ValueError("parts that lie outside the file") from error
     if arrays["header"].dtype != np.uint8 or arrays["header"].size > MAX_HEADER:
         raise ValueError("an unknown header")
     return arrays
@@ -381,7 +391,8 @@ def _settled_kernel(header: Mapping[str, Any], kernel: Any, target: Path) -> Any
     except ParameterError as error:
         raise _corrupt(target, "an unknown kernel") from error
     if kernel is not None and _kernel_entries(kernel)["kernel"] != entries:
-        message = f"load: kernel must be the one that was saved, {str(stored)[:120]}; got {str(kernel)[:120]}. Leave it out."
+        got = shown(kernel) if _kernel_entries(kernel)["kernel"] is None else str(kernel)[:120]
+        message = f"load: kernel must be the one that was saved, {str(stored)[:120]}; got {got}. Leave it out."
         raise ParameterError(message)
     return stored
 
@@ -393,7 +404,9 @@ def _assembled(
     func = "load"
     kernel = _settled_kernel(header, kernel, target)
     given = like if like is not None else x
-    xp, (given, x), _ = _arrays.prepare(func, {"like": arrays["landmarks"] if given is None else given, "x": x})
+    xp, (given, x), _ = _arrays.prepare(
+        func, {"like": arrays["landmarks"] if given is None else given, "x": x}, whole=False, optional=("x",)
+    )
     wide = Wide(given, xp=xp)
     single = arrays["landmarks"].dtype.itemsize == 4
     if not single and not wide.on_device:

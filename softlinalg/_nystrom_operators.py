@@ -46,7 +46,7 @@ def kernel_operator(kernel: Any, x: Any, ridge: float = 0.0, *, chunk_size: int 
     `scipy.sparse.linalg.cg` needs few of them.
     """
     func = "kernel_operator"
-    xp, (x,), _ = _arrays.prepare(func, {"x": x})
+    xp, (x,), _ = _arrays.prepare(func, {"x": x}, whole=False)
     check_rows(x, func=func)
     x = _arrays.detach(x)
     ridge = _arrays.real_scalar(ridge, func=func, name="ridge", strict=False)

@@ -17,6 +17,7 @@ from softlinalg._ridge_inverse import (
     ridge_inverse_jvp,
     ridge_inverse_vjp,
 )
+from softlinalg._settings import flag
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import ParameterError, ShapeError
 
@@ -193,6 +194,8 @@ def _run(
         message = f"{func}: a must have shape (..., m, n); got {tuple(a.shape)}. Pass matrices."
         raise ShapeError(message)
     settings = _inversion.check_settings(func, method=method, methods=_METHODS, tol=tol, on_failure=on_failure, dtype=dtype, tight=tight)
+    hermitian = flag(hermitian, func=func, name="hermitian")
+    check_finite = flag(check_finite, func=func, name="check_finite")
     order = _method_order(func, method, hermitian)
     batch, (m, n) = tuple(a.shape[:-2]), a.shape[-2:]
     cut = _cut_off(func, rtol, max(m, n), dtype, order[0])
@@ -397,10 +400,11 @@ def pinv_vjp(a: Array, value: Array, cotangent: Array) -> Array:
     work = _arrays.compute_dtype(dtype, xp=xp)
     a, x, g = xp.astype(a, work), xp.astype(value, work), xp.astype(cotangent, work)
     xh, gh = _arrays.adjoint(x, xp=xp), _arrays.adjoint(g, xp=xp)
-    ghx = gh @ x  # (..., m, m)
-    xgh = x @ gh  # (..., n, n)
-    gradient = -(xh @ g @ xh)
-    gradient = gradient + (ghx - a @ (x @ ghx)) @ xh + xh @ (xgh - (xgh @ x) @ a)
+    with _arrays.quiet(a):
+        ghx = gh @ x  # (..., m, m)
+        xgh = x @ gh  # (..., n, n)
+        gradient = -(xh @ g @ xh)
+        gradient = gradient + (ghx - a @ (x @ ghx)) @ xh + xh @ (xgh - (xgh @ x) @ a)
     return xp.astype(gradient, dtype)
 
 
@@ -434,13 +438,14 @@ def pinv_jvp(a: Array, value: Array, tangent: Array) -> Array:
     array([[-0.25,  0.  ]])
     """
     xp, (a, value, tangent), dtype = _arrays.prepare("pinv_jvp", {"a": a, "value": value, "tangent": tangent}, allow_complex=True)
-    _check_pair("pinv_jvp", a, value, _arrays.adjoint(tangent, xp=xp), "tangent")
+    _check_pair("pinv_jvp", a, value, _arrays.adjoint(tangent, xp=xp) if tangent.ndim >= 2 else tangent, "tangent")
     work = _arrays.compute_dtype(dtype, xp=xp)
     a, x, da = xp.astype(a, work), xp.astype(value, work), xp.astype(tangent, work)
     xh, dah = _arrays.adjoint(x, xp=xp), _arrays.adjoint(da, xp=xp)
-    left = xh @ dah  # (..., m, m)
-    right = dah @ xh  # (..., n, n)
-    slope = -(x @ da @ x) + x @ (left - (left @ a) @ x) + (right - x @ (a @ right)) @ x
+    with _arrays.quiet(a):
+        left = xh @ dah  # (..., m, m)
+        right = dah @ xh  # (..., n, n)
+        slope = -(x @ da @ x) + x @ (left - (left @ a) @ x) + (right - x @ (a @ right)) @ x
     return xp.astype(slope, dtype)
 
 
@@ -451,3 +456,4 @@ def _check_pair(func: str, a: Array, value: Array, other: Array, name: str) -> N
         shapes = f"{tuple(value.shape)} and {tuple(other.shape)} (as a value)"
         message = f"{func}: value and {name} must fit a of shape {tuple(a.shape)}; got {shapes}. Pass what pinv returned."
         raise ShapeError(message)
+    _arrays.check_batches(func, a=a, value=value, **{name: other})

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from softlinalg import _arrays, _certificates, _inversion, _iterations
 from softlinalg._inversion import Attempt, CertifiedInverse, InverseMethod, Outcome, Settings
+from softlinalg._settings import flag
 from softlinalg._typing import Array, Namespace
-from softlinalg.errors import ParameterError, ShapeError
+from softlinalg.errors import DTypeError, ParameterError, ShapeError
 
 __all__ = ["certified_ridge_inverse", "ridge_inverse", "ridge_inverse_jvp", "ridge_inverse_vjp"]
 
@@ -166,11 +168,13 @@ def _run(
     func: str, a: Array, ridge: Any, tol: float | None, method: str, on_failure: str, check_finite: bool, *, tight: bool
 ) -> CertifiedInverse:
     """Both public functions."""
-    ridge_array = None if isinstance(ridge, int | float | np.floating | np.integer) else ridge
-    xp, (a, ridge_array), _ = _arrays.prepare(func, {"a": a, "ridge": ridge_array}, allow_complex=True)
+    is_number = isinstance(ridge, int | float | np.floating | np.integer)
+    names = {"a": a} if is_number else {"a": a, "ridge": ridge}
+    xp, (a, *given), _ = _arrays.prepare(func, names, allow_complex=True)
     dtype = a.dtype
     _arrays.check_square(a, func=func, name="a")
     settings = _inversion.check_settings(func, method=method, methods=_METHODS, tol=tol, on_failure=on_failure, dtype=dtype, tight=tight)
+    check_finite = flag(check_finite, func=func, name="check_finite")
     if check_finite:
         _arrays.check_finite(a, func=func, name="a", xp=xp)
     batch = tuple(a.shape[:-2])
@@ -178,7 +182,7 @@ def _run(
     flat, sound = _inversion.flatten(a, xp=xp), None
     if not check_finite or _arrays.is_traced(a):
         flat, sound = _inversion.blank_non_finite(flat, xp=xp)
-    ridges = _ridges(func, ridge if ridge_array is None else ridge_array, flat, batch, method, xp=xp)
+    ridges = _ridges(func, ridge if is_number else given[0], flat, batch, method, xp=xp)
     exactly = _inversion.check_hermitian(func, flat, xp=xp)
     if exactly and sound is None and method in ("auto", "cholesky") and not tight:
         value = _cholesky_in_cache(flat, ridges, settings, xp=xp)
@@ -493,8 +497,9 @@ def ridge_inverse_vjp(value: Array, cotangent: Array) -> tuple[Array, Array]:
     _check_same_square("ridge_inverse_vjp", value, cotangent, "cotangent")
     work = _arrays.compute_dtype(dtype, xp=xp)
     y, g = xp.astype(value, work), xp.astype(cotangent, work)
-    gradient = -(y @ ((g + _arrays.adjoint(g, xp=xp)) / 2) @ y)
-    return xp.astype(gradient, dtype), xp.astype(_arrays.real_trace(gradient, xp=xp), _arrays.real_dtype(dtype, xp=xp))
+    with _arrays.quiet(y):
+        gradient = -(y @ ((g + _arrays.adjoint(g, xp=xp)) / 2) @ y)
+        return xp.astype(gradient, dtype), xp.astype(_arrays.real_trace(gradient, xp=xp), _arrays.real_dtype(dtype, xp=xp))
 
 
 def ridge_inverse_jvp(value: Array, tangent: Array, ridge_tangent: float | Array = 0.0) -> Array:
@@ -524,12 +529,27 @@ def ridge_inverse_jvp(value: Array, tangent: Array, ridge_tangent: float | Array
     """
     xp, (value, tangent), dtype = _arrays.prepare("ridge_inverse_jvp", {"value": value, "tangent": tangent}, allow_complex=True)
     _check_same_square("ridge_inverse_jvp", value, tangent, "tangent")
+    by_ridge = _ridge_slope("ridge_inverse_jvp", ridge_tangent, value)
     work = _arrays.compute_dtype(dtype, xp=xp)
     y, da = xp.astype(value, work), xp.astype(tangent, work)
-    slope = -(y @ da @ y)
-    if isinstance(ridge_tangent, int | float):
-        return xp.astype(slope if ridge_tangent == 0 else slope - ridge_tangent * (y @ y), dtype)
-    return xp.astype(slope - xp.astype(ridge_tangent, work)[..., None, None] * (y @ y), dtype)
+    with _arrays.quiet(y):
+        slope = -(y @ da @ y)
+        if isinstance(by_ridge, float):
+            return xp.astype(slope if by_ridge == 0 else slope - by_ridge * (y @ y), dtype)
+        return xp.astype(slope - xp.astype(by_ridge, work)[..., None, None] * (y @ y), dtype)
+
+
+def _ridge_slope(func: str, tangent: Any, value: Array) -> float | Array:
+    """Derivative of the ridge: a number, or an array of batch shape."""
+    sequence = isinstance(tangent, list | tuple) or hasattr(tangent, "requires_grad") or hasattr(tangent, "__array_namespace__")
+    if not sequence and getattr(tangent, "ndim", 0) == 0 and not _arrays.is_traced(tangent):
+        return _arrays.real_scalar(tangent, func=func, name="ridge_tangent", minimum=-sys.float_info.max, strict=False)
+    _, (slope, _), _ = _arrays.prepare(func, {"ridge_tangent": tangent, "value": value}, allow_complex=True)
+    if _arrays.is_complex(slope.dtype):
+        message = f"{func}: ridge_tangent must be real; got dtype {_arrays.dtype_name(slope.dtype)}. Pass its real part."
+        raise DTypeError(message)
+    _arrays.check_batches(func, ridge_tangent=slope[..., None, None], value=value)
+    return slope
 
 
 def _check_same_square(func: str, value: Array, other: Array, name: str) -> None:
@@ -538,3 +558,4 @@ def _check_same_square(func: str, value: Array, other: Array, name: str) -> None
     if other.ndim < 2 or other.shape[-2:] != value.shape[-2:]:
         message = f"{func}: {name} must end in shape {tuple(value.shape[-2:])} like value; got {tuple(other.shape)}. Pass one per matrix."
         raise ShapeError(message)
+    _arrays.check_batches(func, value=value, **{name: other})

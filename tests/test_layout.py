@@ -20,7 +20,7 @@ PACKAGE = Path(softlinalg.__file__).parent
 
 ROWS = [
     {"errors", "_typing"},
-    {"_arrays", "_rng"},
+    {"_arrays", "_settings", "_memory", "_rng"},
     {"_kernel*", "_iterations", "_filters", "_certificates*"},
     {"_pinv", "_inversion", "_newton_pinv", "_ridge_inverse", "_landmark*"},
     {"_nystrom*"},
@@ -30,7 +30,7 @@ ROWS = [
 
 FAMILIES = [
     {"errors", "_typing"},
-    {"_arrays"},
+    {"_arrays", "_settings", "_memory"},
     {"_rng"},
     {"_kernel*"},
     {"_iterations", "_filters"},
@@ -48,6 +48,7 @@ ADAPTERS = [{"cli", "_cli_*"}, {"sklearn"}, {"dask"}, {"jax"}, {"testing", "test
 FRAMEWORKS = {"torch", "jax", "cupy", "sklearn", "dask"}
 
 NUMPY_ALLOWED = {
+    "_settings": "True and False of NumPy",
     "_arrays": "the file that knows array libraries",
     "_rng": "random numbers are drawn on the host",
     "_typing": "names numpy.random.Generator",

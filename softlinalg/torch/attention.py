@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
+from softlinalg import _arrays
+from softlinalg._settings import is_one_of, shown, whole_number
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch.functional import FULL_KERNEL_BELOW
+from softlinalg.torch.inputs import checked_tensors, whole_sides
 from softlinalg.torch.landmark_attention import LandmarkAttention, Published, grid_size, inverse_choice
 from softlinalg.torch.landmarks import Grid
 
@@ -145,6 +148,7 @@ class SoftAttention(nn.Module):
         sampler = sampler if sampler is not None else ("conv" if published else "pool")
         _check_sizes(func, dim, num_heads, depthwise, grid_dims)
         _check_sampling(func, landmarks, sampler, ratio)
+        whole_number(full_kernel_below, func=func, name="full_kernel_below", minimum=0, remedy="0 is without.")
         if full_kernel_below and normalization == "published":
             message = f"{func}: full_kernel_below must be 0 with normalization='published', which needs landmarks; got {full_kernel_below}."
             raise ParameterError(f"{message} Use 'symmetric'.")
@@ -169,7 +173,7 @@ class SoftAttention(nn.Module):
     def heads(self, x: Tensor, linear: nn.Module) -> Tensor:
         """(batch, tokens, dim) through a linear map to (batch, heads, tokens, head_dim)."""
         batch, tokens, _ = x.shape
-        split: Tensor = linear(x).reshape(batch, tokens, self.num_heads, -1)
+        split: Tensor = linear(x).reshape(batch, tokens, self.num_heads, self.dim // self.num_heads)
         return split.transpose(1, 2)
 
     def forward(self, x: Tensor, grid: Grid | None = None, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -222,6 +226,7 @@ class SoftAttention(nn.Module):
     def check(self, x: Tensor, grid: Grid | None, hidden: Tensor | None) -> Grid:
         """The grid, after checking that the shapes fit."""
         func = "SoftAttention"
+        (x,) = checked_tensors(func, x=x, mask=hidden)
         if x.ndim != 3 or x.shape[2] != self.dim or x.shape[1] == 0:
             message = f"{func}: x must be (batch, tokens >= 1, {self.dim}); got {tuple(x.shape)}. Flatten a grid first."
             raise ShapeError(message)
@@ -234,7 +239,8 @@ class SoftAttention(nn.Module):
                 message = f"{func}: grid is needed by the convolutions; got None. Pass (rows, columns), or build with grid_dims=1."
                 raise ShapeError(message)
             return (x.shape[1],)
-        if len(grid) not in (1, 2) or min(grid) < 1 or grid_size(grid) > x.shape[1]:
+        grid = whole_sides(grid, func=func, name="grid")
+        if min(grid) < 1 or grid_size(grid) > x.shape[1]:
             message = f"{func}: grid must hold at most the {x.shape[1]} tokens of x; got {tuple(grid)}. Pass (rows, columns)."
             raise ShapeError(message)
         if len(grid) != self.attn.grid_dims and (self.attn.sampler is None or self.attn.depthwise):
@@ -246,32 +252,35 @@ class SoftAttention(nn.Module):
 
 
 def _check_sizes(func: str, dim: int, num_heads: int, depthwise: int | None, grid_dims: int) -> None:
-    if dim < 1 or num_heads < 1 or dim % num_heads:
+    for name, value in (("dim", dim), ("num_heads", num_heads)):
+        whole_number(value, func=func, name=name, minimum=1)
+    if dim % num_heads:
         message = f"{func}: num_heads must divide dim; got {num_heads} for {dim}. Published heads are 32 wide."
         raise ParameterError(message)
-    if depthwise and (depthwise < 0 or depthwise % 2 == 0):
-        message = f"{func}: depthwise must be an odd kernel size or None; got {depthwise}. Published are 9, 5 and 3."
+    if depthwise is not None and (not isinstance(depthwise, int) or depthwise < 0 or (depthwise and depthwise % 2 == 0)):
+        message = f"{func}: depthwise must be an odd kernel size or None; got {shown(depthwise)}. Published are 9, 5 and 3."
         raise ParameterError(message)
-    if grid_dims not in (1, 2):
-        message = f"{func}: grid_dims must be 1 (sequences) or 2 (images); got {grid_dims}. The default is 2."
+    if not isinstance(grid_dims, int) or grid_dims not in (1, 2):
+        message = f"{func}: grid_dims must be 1 (sequences) or 2 (images); got {shown(grid_dims)}. The default is 2."
         raise ParameterError(message)
 
 
 def _check_sampling(func: str, landmarks: int | str, sampler: str | nn.Module, ratio: int | None) -> None:
     names = ("pool", "conv", "kmeans", "random")
-    if not isinstance(sampler, nn.Module) and sampler not in names:
+    if not isinstance(sampler, nn.Module) and not is_one_of(sampler, names):
+        message = f"{func}: sampler must be one of {', '.join(map(repr, names))} or a module; got {shown(sampler)}. The default is 'pool'."
+        raise ParameterError(message)
+    by_ratio = isinstance(landmarks, str) and landmarks == "ratio"
+    if isinstance(landmarks, bool) or not (by_ratio or (isinstance(landmarks, int) and landmarks >= 1)):
+        message = f"{func}: landmarks must be a whole number of at least 1 or 'ratio'; got {shown(landmarks)}. The default is 49."
+        raise ParameterError(message)
+    if by_ratio and (ratio is None or not is_one_of(sampler, ("pool", "conv"))):
         message = (
-            f"{func}: sampler must be one of {', '.join(map(repr, names))} or a module; got {str(sampler)[:40]!r}. The default is 'pool'."
+            f"{func}: landmarks='ratio' needs ratio and the sampler 'pool' or 'conv'; got ratio={shown(ratio)}. Published are 8, 4 and 2."
         )
         raise ParameterError(message)
-    if isinstance(landmarks, bool) or not (landmarks == "ratio" or (isinstance(landmarks, int) and landmarks >= 1)):
-        message = f"{func}: landmarks must be a whole number of at least 1 or 'ratio'; got {str(landmarks)[:40]!r}. The default is 49."
-        raise ParameterError(message)
-    if landmarks == "ratio" and (ratio is None or sampler not in ("pool", "conv")):
-        message = f"{func}: landmarks='ratio' needs ratio and the sampler 'pool' or 'conv'; got ratio={ratio}. Published are 8, 4 and 2."
-        raise ParameterError(message)
     if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, int) or ratio < 1):
-        message = f"{func}: ratio must be a whole number of at least 1; got {str(ratio)[:40]!r}. Published are 8, 4 and 2."
+        message = f"{func}: ratio must be a whole number of at least 1; got {shown(ratio)}. Published are 8, 4 and 2."
         raise ParameterError(message)
 
 
@@ -348,21 +357,24 @@ class SoftBlock(nn.Module):
     ) -> None:
         super().__init__()
         if stochastic_depth is None:
-            stochastic_depth = "element" if attention.get("published") else "sample"
-        if stochastic_depth not in ("sample", "element"):
-            message = (
-                f"SoftBlock: stochastic_depth must be 'sample' or 'element'; got {str(stochastic_depth)[:40]!r}. The default is 'sample'."
-            )
+            stochastic_depth = "sample" if is_one_of(attention.get("published", False), (False,)) else "element"
+        if not is_one_of(stochastic_depth, ("sample", "element")):
+            message = f"SoftBlock: stochastic_depth must be 'sample' or 'element'; got {shown(stochastic_depth)}. The default is 'sample'."
             raise ParameterError(message)
-        if not 0 <= drop_path < 1:
-            message = f"SoftBlock: drop_path must lie in [0, 1); got {drop_path}. The published recipe has 0.1."
+        drop_path = _arrays.real_scalar(drop_path, func="SoftBlock", name="drop_path", strict=False, maximum=1.0)
+        if drop_path == 1:
+            message = "SoftBlock: drop_path must lie in [0, 1); got 1.0. The published recipe has 0.1."
             raise ParameterError(message)
         self.pre_norm = pre_norm
         self.mha = SoftAttention(dim, num_heads, ratio=ratio, depthwise=depthwise, grid_dims=grid_dims, **attention)
+        hidden = int(_arrays.real_scalar(mlp_ratio, func="SoftBlock", name="mlp_ratio", maximum=1e6) * dim)
+        if hidden < 1:
+            message = f"SoftBlock: mlp_ratio must be at least 1 / dim; got {float(mlp_ratio):.3g}. The default is 4."
+            raise ParameterError(message)
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.ff1 = nn.Linear(dim, int(mlp_ratio * dim))
+        self.ff1 = nn.Linear(dim, hidden)
         self.act = nn.GELU(approximate="tanh")
-        self.ff2 = nn.Linear(int(mlp_ratio * dim), dim)
+        self.ff2 = nn.Linear(hidden, dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.drop: nn.Module = DropPath(drop_path) if stochastic_depth == "sample" else nn.Dropout(drop_path)
         for module in (self.ff1, self.ff2):

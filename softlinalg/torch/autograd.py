@@ -18,7 +18,9 @@ from softlinalg._attention import InverseSettings
 from softlinalg._attention_blocks import Columns
 from softlinalg._newton_pinv import newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._pinv import ridge_inverse_jvp, ridge_inverse_vjp
+from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
+from softlinalg.torch.inputs import checked_tensors
 
 __all__ = ["landmark_inverse"]
 
@@ -148,6 +150,8 @@ def landmark_inverse(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )
     check_gradient(func, gradient, inverse)
+    (w,) = checked_tensors(func, w=w)
+    _arrays.check_square(w, func=func, name="w")
     return inverse_of(w, settings, gradient)
 
 
@@ -167,8 +171,8 @@ def inverse_of(w: Tensor, settings: InverseSettings, gradient: str) -> Tensor:
 
 def check_gradient(func: str, gradient: str, inverse: str) -> None:
     """Raise ParameterError unless the rule for the gradient exists for the inverse."""
-    if gradient not in ("exact", "published"):
-        message = f"{func}: gradient must be 'exact' or 'published'; got {str(gradient)[:40]!r}. The default is 'exact'."
+    if not is_one_of(gradient, ("exact", "published")):
+        message = f"{func}: gradient must be 'exact' or 'published'; got {shown(gradient)}. The default is 'exact'."
         raise ParameterError(message)
     if gradient == "published" and inverse != "published":
         message = f"{func}: gradient 'published' must go with inverse='published'; got inverse={inverse!r}. Use gradient='exact'."

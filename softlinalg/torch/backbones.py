@@ -14,9 +14,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch.attention import AttentionOptions, DropPath, SoftBlock, initialize
 from softlinalg.torch.diagnostics import ModelDiagnostics, diagnose
+from softlinalg.torch.inputs import checked_tensors
 
 __all__ = [
     "BackboneOptions",
@@ -259,13 +261,13 @@ class SoftBackbone(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for so many classes (0: none), and another pooling if given."""
         if global_pool is not None:
-            if global_pool not in POOLS:
-                shown = ", ".join(map(repr, POOLS))
-                message = f"SoftBackbone: global_pool must be one of {shown}; got {str(global_pool)[:40]!r}. The default is 'token'."
+            if not is_one_of(global_pool, POOLS):
+                listed = ", ".join(map(repr, POOLS))
+                message = f"SoftBackbone: global_pool must be one of {listed}; got {shown(global_pool)}. The default is 'token'."
                 raise ParameterError(message)
             self.global_pool = global_pool
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-            message = f"SoftBackbone: num_classes must be a whole number >= 0; got {str(num_classes)[:40]!r}. 0 is without a classifier."
+            message = f"SoftBackbone: num_classes must be a whole number >= 0; got {shown(num_classes)}. 0 is without a classifier."
             raise ParameterError(message)
         self.num_classes = num_classes
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -287,6 +289,7 @@ class SoftBackbone(nn.Module):
 
     def _stages(self, x: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         """Tokens and grid after each stage; the last begins with the class token."""
+        (x,) = checked_tensors("SoftBackbone", x=x)
         if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < 1:
             message = f"SoftBackbone: x must be (batch, {self.in_chans}, rows, columns); got {tuple(x.shape)}. in_chans sets the channels."
             raise ShapeError(message)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import struct
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from softlinalg._settings import flag, shown
 from softlinalg.errors import CheckpointCorruptError, CheckpointError, ParameterError
 from softlinalg.torch.backbones import resized_positions
 
@@ -117,7 +119,11 @@ def load_published_weights(
     Files of torch.save are read with weights_only=True, in which only tensors, plain containers and `argparse.Namespace` are
     accepted; a file with anything else is refused, and nothing in it has run.
     """
-    found: Mapping[str, Any] = weights if isinstance(weights, Mapping) else _read(Path(weights))
+    strict = flag(strict, func="load_published_weights", name="strict")
+    if entry is not None and not isinstance(entry, str):
+        message = f"load_published_weights: entry must be None or a name; got {shown(entry)}. Leave it out."
+        raise ParameterError(message)
+    found: Mapping[str, Any] = weights if isinstance(weights, Mapping) else _read(_path("load_published_weights", "weights", weights))
     tensors, source = _unwrapped(found, entry)
     own = model.state_dict()
     tensors = _renamed(tensors, own)
@@ -131,6 +137,11 @@ def load_published_weights(
         source=source,
     )
     for name, value in fits.items():
+        if value.is_meta:
+            message = (
+                f"load_published_weights: weights must hold numbers; got a tensor on the meta device in {name[:80]!r}. Save real ones."
+            )
+            raise CheckpointError(message)
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             message = f"load_published_weights: weights must be finite; got NaN or infinity in {name[:80]!r}. Save the file again."
             raise CheckpointCorruptError(message)
@@ -145,12 +156,20 @@ def load_published_weights(
     return report
 
 
+def _path(func: str, name: str, path: Any) -> Path:
+    """A path from a setting that is one."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or "\0" in os.fspath(path):
+        message = f"{func}: {name} must be a path without null characters; got {shown(path)}. Pass the name of a file."
+        raise ParameterError(message)
+    return Path(path)
+
+
 def _complaint(report: LoadReport) -> str:
     facts = []
     for word in ("missing", "unexpected", "mismatched"):
         names = getattr(report, word)
         if names:
-            facts.append(f"{len(names)} {word} ({names[0][:70]}{', ...' if len(names) > 1 else ''})")
+            facts.append(f"{len(names)} {word} ({names[0][:60]!r}{', ...' if len(names) > 1 else ''})")
     hint = "Pass strict=False to take what fits."
     if any(name.startswith("block") for name in (*report.unexpected, *report.missing)):
         hint = "The depths differ: is it another size (published_code_small)? Or pass strict=False."
@@ -293,15 +312,16 @@ def _read_torch(path: Path) -> Any:
     _check_reader()
     with path.open("rb") as file:  # errors of the system, such as a missing file, are themselves
         size = os.fstat(file.fileno()).st_size
-    if zipfile.is_zipfile(path):
-        try:
+    members: list[zipfile.ZipInfo] = []
+    try:
+        if zipfile.is_zipfile(path):  # raises for some damaged ones
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise _corrupt(path, "not a readable archive") from error
-        # Tensors are stored, not compressed: what claims to be longer than the file is a trap.
-        if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > size + 2**20:
-            raise _corrupt(path, "its members claim more than its length")
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise _corrupt(path, "not a readable archive") from error
+    # Tensors are stored, not compressed: what claims to be longer than the file is a trap.
+    if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > size + 2**20:
+        raise _corrupt(path, "its members claim more than its length")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -355,11 +375,11 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], *, metadata: Ma
     -----
     `load_published_weights` reads the file and checks the digest; any other reader of safetensors does too, without the check.
     """
-    target = Path(path)
+    target = _path("save_weights", "path", path)
     if target.suffix.lower() != ".safetensors":
         message = f"save_weights: path must end in .safetensors; got {target.name[-60:]!r}. Change the extension."
         raise ParameterError(message)
-    notes = dict(metadata or {})
+    notes = dict(metadata) if isinstance(metadata, Mapping) else {} if metadata is None else {"": None}
     plain = all(isinstance(key, str) and isinstance(value, str) for key, value in notes.items())
     if not plain or len(json.dumps(notes)) > MAX_HEADER // 4 or "softlinalg" in json.dumps(notes):
         message = "save_weights: metadata must map strings to short strings without 'softlinalg'; got others. Convert values with str()."

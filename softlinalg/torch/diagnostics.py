@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from softlinalg import Gaussian, certified_ridge_inverse
+from softlinalg._settings import shown
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch.autograd import landmark_inverse
 from softlinalg.torch.functional import soft_attention
+from softlinalg.torch.inputs import checked_tensors
 from softlinalg.torch.landmarks import Grid, PoolLandmarks, landmark_grid
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ def diagnose(model: nn.Module) -> ModelDiagnostics:
     ParameterError
         If no module has landmarks from a last pass.
     """
-    modules = _modules(model)
+    modules = _modules(model, "diagnose")
     used = {name: module for name, module in modules.items() if module.attn._last_landmarks is not None}
     return ModelDiagnostics({name: module.diagnostics() for name, module in (used or modules).items()})
 
@@ -123,8 +125,12 @@ def diagnose_landmarks(landmarks: Tensor, attn: LandmarkAttention) -> AttentionD
 
 
 # --------------------------------------------------------------------------------------------------- pictures
-def _modules(model: nn.Module) -> dict[str, SoftAttention]:
+def _modules(model: nn.Module, func: str) -> dict[str, SoftAttention]:
     from softlinalg.torch.attention import SoftAttention
+
+    if not isinstance(model, nn.Module):
+        message = f"{func}: model must be a module of PyTorch; got {shown(model)}. Pass a SoftBackbone, or a model that holds one."
+        raise ParameterError(message)
 
     return {name: module for name, module in model.named_modules() if isinstance(module, SoftAttention)}
 
@@ -152,17 +158,20 @@ def attention_map(model: nn.Module, image: Tensor, *, layer: str | int = 0, quer
         (heads, landmarks, 2): row and column in the grid of each landmark, the middle of its cell, or the token most like it
         where landmarks have no cells. "query": row and column of the query; "grid"; "layer", its name.
     """
-    modules = _modules(model)
+    modules = _modules(model, "attention_map")
     names = list(modules)
-    if not names or (layer not in modules if isinstance(layer, str) else not -len(names) <= layer < len(names)):
-        message = (
-            f"attention_map: layer must be a SoftAttention of the model ({len(names)} there); got {str(layer)[:60]!r}. See named_modules."
-        )
+    numbered = isinstance(layer, int) and -len(names) <= layer < len(names)
+    if not (numbered or (isinstance(layer, str) and layer in modules)):
+        message = f"attention_map: layer must be a SoftAttention of the model ({len(names)} there); got {shown(layer)}. See named_modules."
         raise ParameterError(message)
-    if image.ndim != 3 or not all(0 <= place <= 1 for place in query):
-        fact = f"{tuple(image.shape)} and {query}"
-        message = f"attention_map: image must be (channels, rows, columns), query in [0, 1]^2; got {fact}. Pass one image."
+    (image,) = checked_tensors("attention_map", image=image)
+    if image.ndim != 3 or not bool(torch.isfinite(image).all()):
+        message = f"attention_map: image must be (channels, rows, columns), finite; got {tuple(image.shape)}. Pass one image."
         raise ShapeError(message)
+    places = query if isinstance(query, tuple | list) and len(query) == 2 else (None, None)
+    if not all(isinstance(place, int | float) and 0 <= place <= 1 for place in places):
+        message = f"attention_map: query must be two numbers in [0, 1]; got {shown(query)}. The middle is (0.5, 0.5)."
+        raise ParameterError(message)
     name = layer if isinstance(layer, str) else names[layer]
     module = modules[name]
     x, grid = _inputs(model, module, image)

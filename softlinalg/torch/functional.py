@@ -11,9 +11,11 @@ from torch import Tensor
 from softlinalg import _arrays, _attention, _attention_full
 from softlinalg._attention_blocks import Columns
 from softlinalg._attention_full import AttentionError
+from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch import autograd
+from softlinalg.torch.inputs import checked_tensors
 
 __all__ = [
     "AttentionError",
@@ -104,15 +106,15 @@ def soft_attention(
     torch.Size([2, 4, 196, 32])
     """
     func = "soft_attention"
-    if is_causal:
+    if flag(is_causal, func=func, name="is_causal"):
         message = (
             f"{func}: is_causal must be False; got True. Each output is a product with sums over all keys, landmarks included, so later "
             "tokens would leak into earlier ones. Use softmax attention for autoregressive models."
         )
         raise ParameterError(message)
-    _check(func, q, k, v, landmarks, key_padding_mask)
-    if inverse == "auto":
-        if max(q.shape[2], v.shape[-2]) < FULL_KERNEL_BELOW and normalization in (None, "symmetric"):
+    q, k, v, landmarks = _checked(func, q, k, v, landmarks, key_padding_mask)
+    if isinstance(inverse, str) and inverse == "auto":
+        if max(q.shape[2], v.shape[-2]) < FULL_KERNEL_BELOW and is_one_of(normalization, (None, "symmetric")):
             return gaussian_attention(q, v, k, normalization=normalization, key_padding_mask=key_padding_mask)
         inverse = "certified"
     settings = _attention.inverse_settings(
@@ -210,10 +212,10 @@ def gaussian_attention(
     are held at a time, but all of it where a gradient is recorded.
     """
     func = "gaussian_attention"
-    if normalization not in (None, "row", "symmetric"):
-        message = f"{func}: normalization must be None, 'row' or 'symmetric'; got {str(normalization)[:40]!r}. The default is None."
+    if not is_one_of(normalization, (None, "row", "symmetric")):
+        message = f"{func}: normalization must be None, 'row' or 'symmetric'; got {shown(normalization)}. The default is None."
         raise ParameterError(message)
-    _check(func, q, k, v, None, key_padding_mask)
+    q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
     result, hidden = _result_type(q, k, v), _for_heads(key_padding_mask)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = _in_one_type(q, k, v)
@@ -249,7 +251,7 @@ def softmax_as_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None 
     usable: on a sentence model 4 to 50 % of its row sums came out non-positive or far too small.
     """
     func = "softmax_as_gaussian"
-    _check(func, q, k, v, None, key_padding_mask)
+    q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
     number = _scale(func, scale, q)
     result, hidden = _result_type(q, k, v), _for_heads(key_padding_mask)
     with torch.autocast(q.device.type, enabled=False):
@@ -304,13 +306,11 @@ def clustered_softmax_attention(
     constants to differentiation; means of keys and values are not.
     """
     func = "clustered_softmax_attention"
-    _check(func, q, k, v, None, key_padding_mask)
+    q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
     for name, value in (("count", count), ("steps", steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            message = f"{func}: {name} must be an int >= 1; got {str(value)[:40]!r}. Choose, for example, 64 groups and 5 steps."
-            raise ParameterError(message)
-    if factors not in ("counts", "row_stochastic"):
-        message = f"{func}: factors must be 'counts' or 'row_stochastic'; got {str(factors)[:40]!r}. The default is 'counts'."
+        whole_number(value, func=func, name=name, minimum=1, remedy="Choose, for example, 64 groups and 5 steps.")
+    if not is_one_of(factors, ("counts", "row_stochastic")):
+        message = f"{func}: factors must be 'counts' or 'row_stochastic'; got {shown(factors)}. The default is 'counts'."
         raise ParameterError(message)
     number = _scale(func, scale, q)
     result, hidden = _result_type(q, k, v), _for_heads(key_padding_mask)
@@ -369,7 +369,7 @@ def attention_error(
     approximates full attention (errors near 0.8), and what is computed is an operator of its own.
     """
     func = "attention_error"
-    if normalization == "published":
+    if is_one_of(normalization, ("published",)):
         message = f"{func}: normalization must be None or 'symmetric'; got 'published', which approximates no full attention. Use None."
         raise ParameterError(message)
     approximate = soft_attention(
@@ -427,7 +427,8 @@ def softmax_attention_error(
     AttentionError
     """
     func = "softmax_attention_error"
-    _check(func, q, k, v, None, key_padding_mask)
+    q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
+    out, q = checked_tensors(func, out=out, q=q)
     if tuple(out.shape) != (*q.shape[:3], v.shape[3]):
         message = f"{func}: out must have shape {(*q.shape[:3], v.shape[3])}; got {tuple(out.shape)}. Pass the output for q, k and v."
         raise ShapeError(message)
@@ -441,8 +442,9 @@ def softmax_attention_error(
 
 
 # ------------------------------------------------------------------------------------------------- helpers
-def _check(func: str, q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor | None, hidden: Tensor | None) -> None:
-    """Raise ShapeError or DTypeError unless the tensors fit together."""
+def _checked(func: str, q: Tensor, k: Any, v: Tensor, landmarks: Any, hidden: Tensor | None) -> list[Any]:
+    """The tensors with integers promoted; raises unless they are tensors that fit together."""
+    q, k, v, landmarks = checked_tensors(func, q=q, k=k, v=v, landmarks=landmarks, mask=hidden)
     for name, x in (("q", q), ("k", k), ("v", v), ("landmarks", landmarks)):
         if x is not None and x.ndim != 4:
             message = f"{func}: {name} must have shape (batch, heads, tokens, features); got {tuple(x.shape)}. Add the missing axes."
@@ -462,6 +464,7 @@ def _check(func: str, q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor 
     if hidden is not None and tuple(hidden.shape) != (batch, v.shape[2]):
         message = f"{func}: key_padding_mask must have shape {(batch, v.shape[2])}; got {tuple(hidden.shape)}. Pass (batch, keys)."
         raise ShapeError(message)
+    return [q, k, v, landmarks]
 
 
 def _common_type(q: Tensor, k: Tensor | None, v: Tensor) -> torch.dtype:
@@ -501,8 +504,7 @@ def _scale(func: str, scale: float | None, q: Tensor) -> float:
 
 def _chosen_rows(func: str, q: Tensor, rows: int | None, rng: RngLike) -> Any:
     """Indices of the queries to compare; None for all."""
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 2):
-        message = f"{func}: rows must be None or an int >= 2; got {str(rows)[:40]!r}. The default is 128."
-        raise ParameterError(message)
+    if rows is not None:
+        rows = whole_number(rows, func=func, name="rows", minimum=2, remedy="The default is 128; None takes all.")
     chosen = _attention_full.sampled_rows(q.shape[2], rows, rng)
     return None if chosen is None else torch.tensor(chosen, device=q.device)

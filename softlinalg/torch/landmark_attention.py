@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from softlinalg import _arrays
+from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
 from softlinalg.torch.functional import gaussian_attention, soft_attention
 from softlinalg.torch.landmarks import Grid, KMeansLandmarks, PoolLandmarks, RandomLandmarks, as_heads, as_image, conv_landmarks
@@ -60,17 +61,17 @@ def inverse_choice(
     published: Published,
 ) -> InverseChoice:
     """Fill in what was left open and refuse what does not go together."""
-    if published not in (False, True, "2021"):
-        message = f"{func}: published must be True, False or '2021'; got {str(published)[:40]!r}. The default is False."
+    if not is_one_of(published, (False, True, "2021")):
+        message = f"{func}: published must be True, False or '2021'; got {shown(published)}. The default is False."
         raise ParameterError(message)
     if inverse is None:
         inverse = {False: "certified", True: "published", "2021": "published-2021"}[published]
-    if inverse not in INVERSES:
-        shown = ", ".join(map(repr, INVERSES))
-        message = f"{func}: inverse must be one of {shown}; got {str(inverse)[:40]!r}. The default is 'certified'."
+    if not is_one_of(inverse, INVERSES):
+        listed = ", ".join(map(repr, INVERSES))
+        message = f"{func}: inverse must be one of {listed}; got {shown(inverse)}. The default is 'certified'."
         raise ParameterError(message)
-    if normalization not in (None, "published", "symmetric"):
-        message = f"{func}: normalization must be None, 'published' or 'symmetric'; got {str(normalization)[:40]!r}. The default is None."
+    if not is_one_of(normalization, (None, "published", "symmetric")):
+        message = f"{func}: normalization must be None, 'published' or 'symmetric'; got {shown(normalization)}. The default is None."
         raise ParameterError(message)
     if inverse == "auto":  # where the full kernel serves is decided by the module
         inverse = "certified"

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from softlinalg._attention_full import cluster
+from softlinalg._settings import shown
 from softlinalg.errors import ParameterError
 
 __all__ = ["KMeansLandmarks", "PoolLandmarks", "RandomLandmarks", "conv_landmarks", "landmark_grid"]
@@ -78,7 +79,7 @@ def pooled(image: Tensor, cells: Grid) -> Tensor:
 
 def _check_count(name: str, count: int) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        message = f"{name}: landmarks must be a whole number of at least 1; got {str(count)[:40]!r}. The default is 49."
+        message = f"{name}: landmarks must be a whole number of at least 1; got {shown(count)}. The default is 49."
         raise ParameterError(message)
     return count
 

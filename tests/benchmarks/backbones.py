@@ -49,7 +49,7 @@ def peak(model_name: str, size: int, batch: int, mode: str) -> None:
     """Print the bytes per token that a pass adds to what this process holds."""
     torch.set_num_threads(1)
     model = getattr(softlinalg.torch, model_name)()
-    run(model, torch.randn(1, 3, 32, 32), mode)
+    run(model, torch.randn(1, 3, 64, 64), mode)
     images = torch.randn(batch, 3, size, size)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = kilobytes("VmRSS")

@@ -130,7 +130,7 @@ def test_finite_entries_whose_sum_overflows_are_fine():
 @pytest.mark.parametrize(
     ("value", "arguments", "message"),
     [
-        ("x", {}, "must be a number > 0; got str"),
+        ("x", {}, "must be a number > 0; got 'x'"),
         (0.0, {}, r"must be a finite number > 0; got 0\.0"),
         (float("inf"), {}, "got inf"),
         (True, {}, "got 1.0"),

@@ -420,8 +420,8 @@ def test_the_error_of_a_known_perturbation_is_measured():
     [
         ({"inverse": "qr"}, errors.ParameterError, "inverse must be one of 'certified', 'published', 'exact'; got 'qr'"),
         ({"normalization": "row"}, errors.ParameterError, "normalization must be one of None, 'published', 'symmetric'; got 'row'"),
-        ({"published_alpha": 1}, errors.ParameterError, "published_alpha must be one of 'matrix', 'batch'; got '1'"),
-        ({"steps": -1}, errors.ParameterError, "steps must be an int >= 0; got -1|steps must be an int >= 0; got '-1'"),
+        ({"published_alpha": 1}, errors.ParameterError, "published_alpha must be one of 'matrix', 'batch'; got 1"),
+        ({"steps": -1}, errors.ParameterError, "steps must be a whole number >= 0; got -1"),
         ({"ridge": -0.1}, errors.ParameterError, "ridge must be a finite number >= 0; got -0.1"),
         ({"tol": 0}, errors.ParameterError, "tol must be a finite number > 0"),
         ({"length_scale": 0}, errors.ParameterError, "length_scale must be a finite number > 0; got 0.0"),

@@ -141,7 +141,7 @@ def test_alpha_may_be_given_per_matrix_and_zero_matrices_stay_zero():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: softlinalg.newton_pinv(np.eye(2), steps=-1), errors.ParameterError, "steps must be an int >= 0; got '-1'"),
+        (lambda: softlinalg.newton_pinv(np.eye(2), steps=-1), errors.ParameterError, "steps must be a whole number >= 0; got -1"),
         (lambda: softlinalg.newton_pinv(np.eye(2), steps=2.5), errors.ParameterError, "steps must be"),
         (lambda: softlinalg.newton_pinv(np.eye(2), ridge=-1), errors.ParameterError, "ridge must be"),
         (lambda: softlinalg.newton_pinv(np.eye(2), alpha=0.0), errors.ParameterError, "alpha must be"),

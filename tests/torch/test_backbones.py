@@ -383,7 +383,7 @@ def test_diagnostics_and_repr_read_well():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": -1}, "num_classes must be a whole number >= 0; got '-1'"),
+        ({"num_classes": -1}, "num_classes must be a whole number >= 0; got -1"),
         ({"in_chans": 0}, "in_chans and img_size must be positive"),
         ({"img_size": (224, 0)}, "in_chans and img_size must be positive"),
         ({"global_pool": "mean"}, "global_pool must be one of 'token', 'avg', 'max', 'none'; got 'mean'"),

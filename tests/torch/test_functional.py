@@ -517,11 +517,15 @@ def test_errors_with_hidden_keys_compare_what_is_left():
             errors.ParameterError,
             "normalization must be None, 'row' or",
         ),
-        (lambda q, v, x, k: clustered_softmax_attention(q, k, v, 0), errors.ParameterError, "count must be an int >= 1; got '0'"),
-        (lambda q, v, x, k: clustered_softmax_attention(q, k, v, 3, steps=0), errors.ParameterError, "steps must be an int >= 1; got '0'"),
+        (lambda q, v, x, k: clustered_softmax_attention(q, k, v, 0), errors.ParameterError, "count must be a whole number >= 1; got 0"),
+        (
+            lambda q, v, x, k: clustered_softmax_attention(q, k, v, 3, steps=0),
+            errors.ParameterError,
+            "steps must be a whole number >= 1; got 0",
+        ),
         (lambda q, v, x, k: clustered_softmax_attention(q, k, v, 3, factors="svd"), errors.ParameterError, "factors must be 'counts' or"),
         (lambda q, v, x, k: softmax_as_gaussian(q, k, v, scale=-1), errors.ParameterError, "scale must be a finite number > 0; got -1"),
-        (lambda q, v, x, k: attention_error(q, v, x, rows=1), errors.ParameterError, "rows must be None or an int >= 2; got '1'"),
+        (lambda q, v, x, k: attention_error(q, v, x, rows=1), errors.ParameterError, "rows must be a whole number >= 2; got 1"),
         (
             lambda q, v, x, k: attention_error(q, v, x, normalization="published"),
             errors.ParameterError,

@@ -491,7 +491,7 @@ def test_a_picture_has_one_panel_per_head(sampler):
     ("settings", "message"),
     [
         ({"num_heads": 3}, "num_heads must divide dim; got 3 for 16"),
-        ({"num_heads": 2, "landmarks": 0}, "landmarks must be a whole number of at least 1 or 'ratio'; got '0'"),
+        ({"num_heads": 2, "landmarks": 0}, "landmarks must be a whole number of at least 1 or 'ratio'; got 0"),
         ({"num_heads": 2, "landmarks": "many"}, "landmarks must be a whole number"),
         ({"num_heads": 2, "landmarks": "ratio"}, "landmarks='ratio' needs ratio"),
         ({"num_heads": 2, "landmarks": "ratio", "ratio": 2, "sampler": "kmeans"}, "landmarks='ratio' needs ratio and the sampler"),
