@@ -328,6 +328,7 @@ def soft_attention(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )._replace(is_kernel=True)
     check_shapes(func, q, k, v, landmarks, key_padding_mask)
+    _arrays.check_batches(func, q=q, k=k, v=v, landmarks=landmarks)
     scale = q.shape[-1] ** 0.25 if length_scale is None else _arrays.real_scalar(length_scale, func=func, name="length_scale")
     check_finite = flag(check_finite, func=func, name="check_finite")
     for name, array in (("q", q), ("v", v), ("landmarks", landmarks), ("k", k)):
@@ -393,7 +394,6 @@ def check_shapes(func: str, q: Any, k: Any, v: Any, landmarks: Any, hidden: Any)
     if landmarks is not None and landmarks.shape[-2] == 0:
         message = f"{func}: landmarks must have at least one row; got shape {tuple(landmarks.shape)}. Pass m >= 1 landmarks."
         raise ShapeError(message)
-    _arrays.check_batches(func, q=q, k=k, v=v, landmarks=landmarks)
     if hidden is None:
         return
     if not hasattr(hidden, "dtype") or not hasattr(hidden, "ndim"):

@@ -169,7 +169,7 @@ def _complaint(report: LoadReport) -> str:
     for word in ("missing", "unexpected", "mismatched"):
         names = getattr(report, word)
         if names:
-            facts.append(f"{len(names)} {word} ({names[0][:60]!r}{', ...' if len(names) > 1 else ''})")
+            facts.append(f"{len(names)} {word} ({' '.join(names[0].split())[:60]}{', ...' if len(names) > 1 else ''})")
     hint = "Pass strict=False to take what fits."
     if any(name.startswith("block") for name in (*report.unexpected, *report.missing)):
         hint = "The depths differ: is it another size (published_code_small)? Or pass strict=False."

@@ -170,8 +170,8 @@ def attention_map(model: nn.Module, image: Tensor, *, layer: str | int = 0, quer
         raise ShapeError(message)
     places = query if isinstance(query, tuple | list) and len(query) == 2 else (None, None)
     if not all(isinstance(place, int | float) and 0 <= place <= 1 for place in places):
-        message = f"attention_map: query must be two numbers in [0, 1]; got {shown(query)}. The middle is (0.5, 0.5)."
-        raise ParameterError(message)
+        message = f"attention_map: query must be a place, query in [0, 1]^2; got {shown(query)}. The middle is (0.5, 0.5)."
+        raise ShapeError(message)
     name = layer if isinstance(layer, str) else names[layer]
     module = modules[name]
     x, grid = _inputs(model, module, image)
