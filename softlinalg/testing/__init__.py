@@ -17,6 +17,24 @@ _MODULES = ("assertions", "gallery", "ratios", "strategies")
 
 _SOURCES: dict[str, tuple[str, ...]] = {
     "softlinalg.testing._cases": ("Case", "build_graded", "build_matrix"),
+    "softlinalg.testing.assertions": (
+        "AccuracyError",
+        "assert_attention_matches",
+        "assert_backend_parity",
+        "assert_batch_independent",
+        "assert_errors_documented",
+        "assert_gradient",
+        "assert_input_unchanged",
+        "assert_inverse",
+        "assert_kernel_matrix",
+        "assert_layout_invariant",
+        "assert_low_rank_error",
+        "assert_no_worse_than",
+        "assert_nystrom",
+        "assert_pinv",
+        "assert_psd",
+        "assert_ridge_inverse",
+    ),
     "softlinalg.testing._points": ("AttentionCase", "PointCase", "build_attention", "build_gram", "build_points"),
     # Suites, reports and the plugin: add their modules and names here.
 }

@@ -412,7 +412,7 @@ def _member(
     right = left if structure != "general" else random_frame(shape[1], s.size, rng, complex_=complex_)
     if not exact:
         a = (left * (s * signs)) @ right.conj().T
-        return a if structure == "general" else (np.tril(a) + np.tril(a, -1).conj().T)
+        return np.asarray(a if structure == "general" else np.tril(a) + np.tril(a, -1).conj().T)
     bits = _factor_bits(dtype, s.size)
     top = s[0] if s.size else 1.0
     root = np.sqrt(s / top) * 2.0**bits

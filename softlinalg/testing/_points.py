@@ -133,7 +133,7 @@ def _points(kind: str, n: int, d: int, rng: np.random.Generator) -> np.ndarray[A
         side = max(2, math.ceil(n ** (1 / d)))
         # At most 62 axes matter: 2**62 points are more than anybody asks for.
         digits = np.arange(n)[:, None] // side ** np.minimum(np.arange(d), 62 // max(1, side.bit_length())) % side
-        return digits.astype(np.float64)
+        return np.asarray(digits, dtype=np.float64)
     if kind == "one-far":
         normal[-1] += 1000.0
         return normal
@@ -271,12 +271,14 @@ def build_attention(
     """
     name = _layouts.namespace_name(xp)
     code = call_line(
-        "build_attention", _DEFAULTS, tokens=tokens, features=features, landmarks=landmarks, keys=keys, value_features=value_features, heads=heads, kind=kind,
-        magnitude=magnitude, hidden=hidden, dtype=dtype, layout=layout, xp=name, device=device, seed=seed,
+        "build_attention", _DEFAULTS, tokens=tokens, features=features, landmarks=landmarks, keys=keys,
+        value_features=value_features, heads=heads, kind=kind, magnitude=magnitude, hidden=hidden, dtype=dtype, layout=layout, xp=name,
+        device=device, seed=seed,
     )  # fmt: skip
     count = tokens if keys is None else keys
     if not 1 <= landmarks <= tokens or not 0 <= hidden < count:
-        message = f"build_attention: landmarks must be in 1..{tokens} and hidden in 0..{count - 1}; got {landmarks} and {hidden}. Pass smaller ones."
+        rule = f"landmarks must be in 1..{tokens} and hidden in 0..{count - 1}"
+        message = f"build_attention: {rule}; got {landmarks} and {hidden}. Pass smaller ones."
         raise ParameterError(message)
     rng = np.random.default_rng(seed)
     blocks = math.prod(heads)
