@@ -91,6 +91,9 @@ class Case:
     def __repr__(self) -> str:
         return self.code
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.code)  # hypothesis prints the fields of a dataclass otherwise
+
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n), without the batch axes."""
@@ -412,7 +415,7 @@ def _member(
     right = left if structure != "general" else random_frame(shape[1], s.size, rng, complex_=complex_)
     if not exact:
         a = (left * (s * signs)) @ right.conj().T
-        return np.asarray(a if structure == "general" else np.tril(a) + np.tril(a, -1).conj().T)
+        return np.asarray(a if structure == "general" else np.tril(a, -1) + np.diag(np.diagonal(a).real) + np.tril(a, -1).conj().T)
     bits = _factor_bits(dtype, s.size)
     top = s[0] if s.size else 1.0
     root = np.sqrt(s / top) * 2.0**bits

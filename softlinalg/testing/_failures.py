@@ -115,6 +115,7 @@ def check(
     """
     for law, ratio in ratios.items():
         report_ratio(ratio, law)
+    __tracebackhide__ = True
     law, ratio = worst(ratios)
     if not ratio > threshold:  # NaN never gets here: ratios are infinite instead
         return

@@ -150,7 +150,7 @@ def prolate(n: int, width: float) -> Entries:
     """Prolate matrix sin(2 pi w (i - j)) / (pi (i - j)): Toeplitz, eigenvalues crowd at 0 and 1."""
     mp = mpmath_module()
     w = mp.mpf(width)
-    return _from(n, n, lambda i, j: 2 * w if i == j else mp.sin(2 * mp.pi * w * (i - j)) / (mp.pi * (i - j)))
+    return _from(n, n, lambda i, j: 2 * w if i == j else mp.sinpi(2 * w * (i - j)) / (mp.pi * (i - j)))
 
 
 # ------------------------------------------------------------------------------------------ kernel matrices
@@ -270,7 +270,7 @@ def low_rank_plus_noise(n: int, log2_noise: int) -> Entries:
 @_matrix(psd=True, rank=lambda n: 1, inverse=lambda n: _constant_inverse(n, n), n=2)
 def equal_landmarks(n: int) -> Entries:
     """Kernel matrix of n equal landmarks: its row sum is its top eigenvalue, so the start 2 / |W|_1^2 W makes I - alpha W^2 have the
-    eigenvalue -1, and Newton's iteration never converges (1.8 in place of 2 does)."""  # noqa: D209
+    eigenvalue -1, and Newton's iteration stands still (with 1.8 in place of 2 it converges)."""  # noqa: D209
     return _from(n, n, lambda i, j: 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import array_api_compat as compat
@@ -76,7 +77,7 @@ def supported_layouts(xp: Any) -> tuple[str, ...]:
 def round_to(host: Any, dtype: str) -> np.ndarray[Any, Any]:
     """Numbers rounded to a data type, in a NumPy type that holds them: bfloat16 in float32, every other in itself.
 
-    Rounds to nearest, ties to even, once: also from long double. Overflow gives infinity.
+    Rounds to nearest, ties to even, once (bfloat16 by way of float32). Overflow gives infinity.
     """
     with np.errstate(all="ignore"):
         if dtype != "bfloat16":
@@ -122,7 +123,13 @@ def place(host: np.ndarray[Any, Any], *, dtype: str, xp: Any = "numpy", layout: 
         message = f"testing: dtype must be one that the library has; got {dtype} for {name}. Pass another dtype or library."
         raise ParameterError(message)
     native = np.array(host, copy=True, order="C")  # its own memory, native byte order
-    array = namespace.asarray(native.astype(native.dtype.newbyteorder("="), copy=False), dtype=target, device=device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # JAX says that it truncates; here that is an error
+            array = namespace.asarray(native.astype(native.dtype.newbyteorder("="), copy=False), dtype=target, device=device)
+    except (TypeError, ValueError) as error:
+        message = f"testing: dtype must be one that the device has; got {dtype} for {name} on {str(device)[:60]}. Pass another."
+        raise ParameterError(message) from error
     if _arrays.dtype_name(array.dtype) != dtype:
         message = f"testing: dtype must be one that the library has; got {dtype} for {name}. For JAX, set jax_enable_x64."
         raise ParameterError(message)

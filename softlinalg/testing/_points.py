@@ -52,6 +52,9 @@ class PointCase:
     def __repr__(self) -> str:
         return self.code
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.code)  # hypothesis prints the fields of a dataclass otherwise
+
     @property
     def u(self) -> float:
         """eps of the data type."""
@@ -106,6 +109,9 @@ class AttentionCase:
 
     def __repr__(self) -> str:
         return self.code
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.code)  # hypothesis prints the fields of a dataclass otherwise
 
     @property
     def u(self) -> float:
@@ -271,7 +277,7 @@ def build_attention(
     """
     name = _layouts.namespace_name(xp)
     code = call_line(
-        "build_attention", _DEFAULTS, tokens=tokens, features=features, landmarks=landmarks, keys=keys,
+        "build_attention", _DEFAULTS | {"dtype": "float32"}, tokens=tokens, features=features, landmarks=landmarks, keys=keys,
         value_features=value_features, heads=heads, kind=kind, magnitude=magnitude, hidden=hidden, dtype=dtype, layout=layout, xp=name,
         device=device, seed=seed,
     )  # fmt: skip
