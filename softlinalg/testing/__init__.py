@@ -3,6 +3,7 @@
 * `ratios`: errors in units of eps x dimension x condition. Needs NumPy only.
 * `gallery`: named hard matrices with known properties and exact inverses.
 * `assertions` (all names also here): `assert_pinv` and others, whose messages say what failed, by how much, where, and how to repeat it.
+* `suites`: whole suites for any function, the same as the command ``softlinalg check`` and the pytest mark `conforms`.
 * `strategies`: hypothesis strategies for all of it (needs the extra ``softlinalg[testing]``).
 
 Names are imported when they are first used; without hypothesis everything but `strategies` works.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_MODULES = ("assertions", "gallery", "ratios", "strategies")
+_MODULES = ("assertions", "gallery", "ratios", "strategies", "suites")
 
 _SOURCES: dict[str, tuple[str, ...]] = {
     "softlinalg.testing._cases": ("Case", "build_graded", "build_matrix"),
@@ -36,7 +37,8 @@ _SOURCES: dict[str, tuple[str, ...]] = {
         "assert_ridge_inverse",
     ),
     "softlinalg.testing._points": ("AttentionCase", "PointCase", "build_attention", "build_gram", "build_points"),
-    # Suites, reports and the plugin: add their modules and names here.
+    "softlinalg.testing._report": ("Report",),
+    "softlinalg.testing.plugin": ("conforms",),
 }
 _ORIGIN = {name: module for module, names in _SOURCES.items() for name in names}
 

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from softlinalg.errors import ParameterError
 from softlinalg.testing import _layouts
 from softlinalg.testing._report import Example, PropertyResult, Report, versions
 
-__all__ = ["BACKENDS", "DTYPES", "Broken", "Call", "Law", "Subject", "TestCase", "run", "spectral_norm"]
+__all__ = ["BACKENDS", "DTYPES", "AnyCase", "Broken", "Call", "Law", "Subject", "run", "spectral_norm"]
 
 Host = np.ndarray[Any, Any]
 
@@ -46,10 +45,8 @@ class Call(Broken):
         self.label = f"{type(error).__name__}: {words[:60]}" if words else type(error).__name__
 
 
-class TestCase(Protocol):
+class AnyCase(Protocol):
     """What a suite feeds to a function: parameters from which the input follows."""
-
-    __test__ = False
 
     @property
     def description(self) -> str:
@@ -63,11 +60,11 @@ class TestCase(Protocol):
     def group(self) -> str:
         """To count failures by."""
 
-    def simpler(self) -> Iterator[TestCase]:
+    def simpler(self) -> Iterator[AnyCase]:
         """Simpler cases of the same kind, simplest change last; must not lead back to this one."""
 
 
-C = TypeVar("C", bound=TestCase)
+C = TypeVar("C", bound=AnyCase)
 
 
 @dataclass(kw_only=True)
@@ -230,7 +227,7 @@ def not_answered(answer: Callable[[], Host], value: float) -> float:
     except Call:
         return 0.0
     if np.isfinite(numbers).all():
-        message = f"{value} in the input gave finite numbers, silently"
+        message = f"{value} in one entry of the input gave finite numbers, silently"
         raise Broken(message)
     return 0.0
 
@@ -276,9 +273,9 @@ class Trial(Generic[C]):
                 self._kept[name] = (compute(), None)
             except Broken as error:
                 self._kept[name] = (None, error)
-        value, error = self._kept[name]
-        if error is not None:
-            raise error
+        value, raised = self._kept[name]
+        if raised is not None:
+            raise raised
         return value
 
 
@@ -333,7 +330,7 @@ def run(
     Parameters
     ----------
     subject : Subject
-    cases : sequence of TestCase
+    cases : sequence of AnyCase
     laws : sequence of Law
         Measured on each case that they apply to.
     kind, profile : str
@@ -342,6 +339,7 @@ def run(
         Makes a Trial of the subject and a case.
     progress : bool
         Show a bar.
+
     Returns
     -------
     Report
@@ -414,7 +412,7 @@ def _result(tally: _Tally[C], subject: Subject, make_trial: Callable[[Subject, C
     )
 
 
-def _example(ratio: float, case: TestCase, reason: str) -> Example:
+def _example(ratio: float, case: AnyCase, reason: str) -> Example:
     return Example(ratio=ratio, case=case.description, reproduction=case.reproduction, reason=reason)
 
 

@@ -124,7 +124,7 @@ class Report:
         return table([self])
 
     def to_json(self) -> str:
-        """This report alone in the format of `to_json`."""
+        """The report alone, in the format of the function `to_json`."""
         return to_json([self])
 
     def to_html(self) -> str:

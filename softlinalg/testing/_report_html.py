@@ -111,7 +111,8 @@ small,.note,footer{{color:var(--muted)}}
 .bad{{color:var(--bad);font-weight:600}}
 .example{{border-left:3px solid var(--bad);padding:.1rem 0 .1rem .9rem;margin:1rem 0}}
 .example p{{margin:.2rem 0}}
-pre{{overflow-x:auto;padding:.7rem .8rem;background:var(--tint);border:1px solid var(--grid);border-radius:.4rem;font-size:.85rem;margin:.4rem 0}}
+pre{{overflow-x:auto;padding:.7rem .8rem;margin:.4rem 0;font-size:.85rem;background:var(--tint)}}
+pre{{border:1px solid var(--grid);border-radius:.4rem}}
 footer{{margin-top:2.5rem;font-size:.85rem;border-top:1px solid var(--grid);padding-top:.8rem}}
 """
 
@@ -141,7 +142,8 @@ def _introduction(reports: Sequence[Report]) -> str:
 def _summary(reports: Sequence[Report]) -> str:
     rows = "".join(
         f"""<tr><th scope="row">{_text(report.dtype)}</th><td>{_text(report.backend)}</td><td>{_verdict(report)}</td>
-<td class="number">{report.cases:,}</td><td class="number">{report.failed_cases:,} <small>({_text(share(report.failed_cases, report.cases))})</small></td>
+<td class="number">{report.cases:,}</td>
+<td class="number">{report.failed_cases:,} <small>({_text(share(report.failed_cases, report.cases))})</small></td>
 <td>{_groups(report)}</td></tr>"""
         for report in reports
     )
@@ -170,7 +172,8 @@ def _section(report: Report) -> str:
     return f"""<section>
 <h2>{_text(report.dtype)}: {len(measured) - len(report.failures)} of {len(measured)} properties hold</h2>
 <div class="scroll"><table><thead><tr><th>property</th><th></th><th class="number">cases</th><th class="number">failures</th>
-<th class="number">worst</th><th class="number">allowed</th><th>worst ratio, 10<sup>{LOWEST:.0f}</sup> to 10<sup>{HIGHEST:.0f}</sup></th></tr></thead>
+<th class="number">worst</th><th class="number">allowed</th>
+<th>worst ratio, 10<sup>{LOWEST:.0f}</sup> to 10<sup>{HIGHEST:.0f}</sup></th></tr></thead>
 <tbody>{rows}</tbody></table></div>
 {note}
 {"<h3>Smallest failing examples</h3>" + examples if examples else ""}
@@ -180,7 +183,8 @@ def _section(report: Report) -> str:
 def _row(result: PropertyResult) -> str:
     mark = "<span class='good'>ok</span>" if result.passed else "<span class='bad'>FAIL</span>"
     worst = "-" if result.worst is None else readable_ratio(result.worst.ratio)
-    return f"""<tr><th scope="row" class="law">{_text(result.name)}<small>{_text(result.words)}</small><small>{_text(result.formula)}</small></th>
+    return f"""<tr><th scope="row" class="law">{_text(result.name)}<small>{_text(result.words)}</small>
+<small>{_text(result.formula)}</small></th>
 <td>{mark}</td><td class="number">{result.cases:,}</td><td class="number">{result.failures:,}</td><td class="number">{worst}</td>
 <td class="number">{readable_ratio(result.threshold)}</td><td class="ratio">{_bar(result)}</td></tr>"""
 

@@ -162,7 +162,9 @@ def _linear(trial: AttentionTrial) -> float:
 
 
 def _zero(trial: AttentionTrial) -> float:
-    return same_bits(trial.of(trial.q, np.zeros_like(trial.v), trial.landmarks), np.zeros_like(trial.v), "values of zero give an output that is not zero")
+    return same_bits(
+        trial.of(trial.q, np.zeros_like(trial.v), trial.landmarks), np.zeros_like(trial.v), "values of zero give an output that is not zero"
+    )
 
 
 def _columns(trial: AttentionTrial) -> float:
@@ -219,20 +221,74 @@ def laws(*, bitwise: bool = False, batched: bool = True) -> list[Law[Any]]:
     """
     t, twice = ratios.THRESHOLD, 2 * ratios.THRESHOLD
     unit = "u n k(W + r I) max |v| (d + 2 + min(|q|, 30)^2)"
-    found = [
-        Law(name="values", words="the output is right", formula=f"|out - C (W + r I)^-1 C^T v| <= 30 {unit}", threshold=t, measure=lambda z: z.compare(z.out, z.truth)),
-        Law(name="tokens", words="the order of tokens does not matter", formula=f"out(P q, P v) = P out(q, v) to 60 {unit}", threshold=twice, measure=_tokens, share=2),
-        Law(name="landmarks", words="the order of landmarks does not matter", formula=f"to 60 {unit}", threshold=twice, measure=_landmarks, share=2),
-        Law(name="linear", words="it is linear in the values", formula=f"out(v / 2 + w / 4) = out(v) / 2 + out(w) / 4 to 60 {unit}", threshold=twice, measure=_linear, share=2),
+    found: list[Law[Any]] = [
+        Law(
+            name="values",
+            words="the output is right",
+            formula=f"|out - C (W + r I)^-1 C^T v| <= 30 {unit}",
+            threshold=t,
+            measure=lambda z: z.compare(z.out, z.truth),
+        ),
+        Law(
+            name="tokens",
+            words="the order of tokens does not matter",
+            formula=f"out(P q, P v) = P out(q, v) to 60 {unit}",
+            threshold=twice,
+            measure=_tokens,
+            share=2,
+        ),
+        Law(
+            name="landmarks",
+            words="the order of landmarks does not matter",
+            formula=f"to 60 {unit}",
+            threshold=twice,
+            measure=_landmarks,
+            share=2,
+        ),
+        Law(
+            name="linear",
+            words="it is linear in the values",
+            formula=f"out(v / 2 + w / 4) = out(v) / 2 + out(w) / 4 to 60 {unit}",
+            threshold=twice,
+            measure=_linear,
+            share=2,
+        ),
         Law(name="zero", words="no values, no output", formula="out(0) = 0, exactly", threshold=0, measure=_zero, share=2),
-        Law(name="columns", words="each feature of the values for itself", formula=f"to 60 {unit}", threshold=twice, measure=_columns, share=2),
-        Law(name="kind", words="library and data type are kept", formula="same library, same data type", threshold=0, measure=_kind, share=4),
+        Law(
+            name="columns",
+            words="each feature of the values for itself",
+            formula=f"to 60 {unit}",
+            threshold=twice,
+            measure=_columns,
+            share=2,
+        ),
+        Law(
+            name="kind", words="library and data type are kept", formula="same library, same data type", threshold=0, measure=_kind, share=4
+        ),
         Law(name="input", words="the input is not changed", formula="bit for bit", threshold=0, measure=_unchanged, share=4),
         Law(name="repeat", words="the same input gives the same numbers", formula="bit for bit", threshold=0, measure=_again, share=4),
-        Law(name="nan", words="NaN is not answered with numbers", formula="an error, or NaN in the result", threshold=0, measure=_nan, share=4),
-    ]  # fmt: skip
+        Law(
+            name="nan",
+            words="NaN is not answered with numbers",
+            formula="an error, or NaN in the result",
+            threshold=0,
+            measure=_nan,
+            share=4,
+        ),
+    ]
     if batched:
-        found.append(Law(name="batch", words="heads and images for themselves", formula=f"to 60 {unit}", threshold=twice, measure=_batch, share=2))
+        found.append(
+            Law(name="batch", words="heads and images for themselves", formula=f"to 60 {unit}", threshold=twice, measure=_batch, share=2)
+        )
         if bitwise:
-            found.append(Law(name="batch-bits", words="neighbours in a batch do not matter", formula="the same bits", threshold=0, measure=_batch_bits, share=2))
+            found.append(
+                Law(
+                    name="batch-bits",
+                    words="neighbours in a batch do not matter",
+                    formula="the same bits",
+                    threshold=0,
+                    measure=_batch_bits,
+                    share=2,
+                )
+            )
     return found

@@ -143,7 +143,7 @@ class KernelTrial(Trial[PointsCase]):
         both = np.concatenate([x, y]).astype(np.float64)
         center = both.mean(axis=0)
         of_x, of_y = (np.sum(((z.astype(np.float64) - center) / self.length_scale) ** 2, axis=-1) for z in (x, y))
-        return np.minimum(of_x[:, None], of_y[None, :])
+        return np.asarray(np.minimum(of_x[:, None], of_y[None, :]))
 
 
 def _half(trial: KernelTrial) -> tuple[Host, Host]:
@@ -276,34 +276,126 @@ def laws(*, grade: str = "S", bitwise: bool = False, batched: bool = True) -> li
         else "|K - exp(-r^2 / (2 l^2))| <= 30 u (K (d + 2) t + d), t the largest of 1, r^2 / (2 l^2) and the nearer |x - mean|^2 / l^2"
     )
     max_t = "" if grade == "S" else " max(1, the nearer |x - mean|^2 / l^2)"
-    found = [
+    found: list[Law[Any]] = [
         Law(name="values", words="the values are right", formula=values, threshold=t, measure=lambda z: z.values(z.k, z.points, z.points)),
-        Law(name="range", words="values lie between 0 and 1", formula="0 <= K <= 1, exactly", threshold=0, measure=lambda z: z.laws["0 <= K <= 1"]),
-        Law(name="diagonal", words="a point is at kernel value one from itself", formula="k(x, x) = 1, exactly", threshold=0, measure=lambda z: z.laws["diagonal"]),
+        Law(
+            name="range",
+            words="values lie between 0 and 1",
+            formula="0 <= K <= 1, exactly",
+            threshold=0,
+            measure=lambda z: z.laws["0 <= K <= 1"],
+        ),
+        Law(
+            name="diagonal",
+            words="a point is at kernel value one from itself",
+            formula="k(x, x) = 1, exactly",
+            threshold=0,
+            measure=lambda z: z.laws["diagonal"],
+        ),
         Law(name="symmetric", words="it is symmetric", formula="|K - K^T| <= 4 u", threshold=1, measure=lambda z: z.laws["symmetric"]),
-        Law(name="psd", words="it is positive semi-definite", formula="smallest eigenvalue >= -30 n u", threshold=t, measure=lambda z: z.laws["psd"]),
+        Law(
+            name="psd",
+            words="it is positive semi-definite",
+            formula="smallest eigenvalue >= -30 n u",
+            threshold=t,
+            measure=lambda z: z.laws["psd"],
+        ),
         Law(name="rectangle", words="between two sets of points", formula=values, threshold=t, measure=_rectangle, share=2),
         Law(name="copy", words="between points and a copy of them", formula=f"{values}; 0 <= K <= 1", threshold=t, measure=_copy, share=2),
-        Law(name="transpose", words="k(x, y) is the transpose of k(y, x)", formula=f"|k(x, y) - k(y, x)^T| <= 30 (d + 2) u{max_t}", threshold=t, measure=_swapped, share=2),
-        Law(name="translation", words="only differences count", formula="k(x + t) = k(x), to the error of the values", threshold=t, measure=_translated, share=2),
-        Law(name="rotation", words="only distances count", formula="k(x Q) = k(x), to the error of the values", threshold=t, measure=_rotated, share=4),
-        Law(name="scaling", words="only ratios to the length scale count", formula="k(2^e x; 2^e l) = k(x; l), to the error of the values", threshold=t, measure=_scaled, share=4),
-        Law(name="order", words="each pair for itself", formula="k(P x) = P k(x) P^T, to the error of the values", threshold=t, measure=_order, share=4),
+        Law(
+            name="transpose",
+            words="k(x, y) is the transpose of k(y, x)",
+            formula=f"|k(x, y) - k(y, x)^T| <= 30 (d + 2) u{max_t}",
+            threshold=t,
+            measure=_swapped,
+            share=2,
+        ),
+        Law(
+            name="translation",
+            words="only differences count",
+            formula="k(x + t) = k(x), to the error of the values",
+            threshold=t,
+            measure=_translated,
+            share=2,
+        ),
+        Law(
+            name="rotation",
+            words="only distances count",
+            formula="k(x Q) = k(x), to the error of the values",
+            threshold=t,
+            measure=_rotated,
+            share=4,
+        ),
+        Law(
+            name="scaling",
+            words="only ratios to the length scale count",
+            formula="k(2^e x; 2^e l) = k(x; l), to the error of the values",
+            threshold=t,
+            measure=_scaled,
+            share=4,
+        ),
+        Law(
+            name="order",
+            words="each pair for itself",
+            formula="k(P x) = P k(x) P^T, to the error of the values",
+            threshold=t,
+            measure=_order,
+            share=4,
+        ),
         Law(name="far", words="far away is zero, not NaN", formula="k(x, far) = 0, k(far, far) = 1", threshold=4, measure=_far, share=4),
-        Law(name="kind", words="library and data type are kept", formula="same library, same data type", threshold=0, measure=_kind, share=4),
-        Law(name="input", words="the input is not changed", formula="x afterwards = x, bit for bit", threshold=0, measure=_unchanged, share=8),
+        Law(
+            name="kind", words="library and data type are kept", formula="same library, same data type", threshold=0, measure=_kind, share=4
+        ),
+        Law(
+            name="input",
+            words="the input is not changed",
+            formula="x afterwards = x, bit for bit",
+            threshold=0,
+            measure=_unchanged,
+            share=8,
+        ),
         Law(name="repeat", words="the same input gives the same numbers", formula="bit for bit", threshold=0, measure=_again, share=8),
-        Law(name="layout", words="strides, byte order and flags do not matter", formula="to the error of the values", threshold=t, measure=_layout, share=16),
-        Law(name="nan", words="NaN is not answered with numbers", formula="an error, or NaN in the result", threshold=0, measure=_nan, share=8),
-    ]  # fmt: skip
+        Law(
+            name="layout",
+            words="strides, byte order and flags do not matter",
+            formula="to the error of the values",
+            threshold=t,
+            measure=_layout,
+            share=16,
+        ),
+        Law(
+            name="nan",
+            words="NaN is not answered with numbers",
+            formula="an error, or NaN in the result",
+            threshold=0,
+            measure=_nan,
+            share=8,
+        ),
+    ]
     if bitwise:
         found.append(
-            Law(name="scaling-bits", words="powers of two pass through", formula="k(2^e x; 2^e l) = k(x; l), bit for bit", threshold=0, measure=_scaled_bits, share=4)
+            Law(
+                name="scaling-bits",
+                words="powers of two pass through",
+                formula="k(2^e x; 2^e l) = k(x; l), bit for bit",
+                threshold=0,
+                measure=_scaled_bits,
+                share=4,
+            )
         )
     if batched:
-        found.append(Law(name="batch", words="a batch is its members", formula="to the error of the values", threshold=t, measure=_batch, share=4))
+        found.append(
+            Law(name="batch", words="a batch is its members", formula="to the error of the values", threshold=t, measure=_batch, share=4)
+        )
         if bitwise:
             found.append(
-                Law(name="batch-bits", words="neighbours in a batch do not matter", formula="the same bits", threshold=0, measure=_batch_bits, share=4)
+                Law(
+                    name="batch-bits",
+                    words="neighbours in a batch do not matter",
+                    formula="the same bits",
+                    threshold=0,
+                    measure=_batch_bits,
+                    share=4,
+                )
             )
     return found

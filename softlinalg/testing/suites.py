@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from softlinalg.errors import ParameterError
-from softlinalg.testing import _suite_attention, _suite_kernel, _suite_nystrom, _suite_pinv
+from softlinalg.testing import _suite_attention, _suite_kernel, _suite_matrices, _suite_nystrom, _suite_pinv
 from softlinalg.testing._laws import Subject, run
 from softlinalg.testing._report import Report
 from softlinalg.testing._suite_nystrom import Linear, Scaled
@@ -46,6 +46,7 @@ def pinv(
     grade: str = "S",
     bitwise: bool = False,
     batched: bool = True,
+    square: bool = False,
     cases: int | None = None,
     target: str | None = None,
     progress: bool = False,
@@ -71,6 +72,8 @@ def pinv(
         Hold it to more: powers of two pass through, and a matrix alone or in a batch gives the same bits.
     batched : bool, default True
         Whether it takes batches.
+    square : bool, default False
+        It takes square matrices only.
     cases : int, optional
         Number of matrices, instead of that of the profile.
     target : str, optional
@@ -94,9 +97,13 @@ def pinv(
     same cases. Laws that call the function again are measured on a part of the cases.
     """
     subject = Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype, grade=grade)
-    drawn: list[Any] = list(_suite_pinv.matrices(_count("pinv", profile, cases), dtype=dtype, grade=grade, large=profile == "deep"))
-    drawn += _suite_pinv.gallery_cases(dtype=dtype, grade=grade)
-    laws = _suite_pinv.laws(grade=grade, bitwise=bitwise, batched=batched)
+    drawn: list[Any] = list(
+        _suite_matrices.matrices(_count("pinv", profile, cases), dtype=dtype, grade=grade, large=profile == "deep", square=square)
+    )
+    drawn += _suite_matrices.gallery_cases(dtype=dtype, grade=grade)
+    if square:
+        drawn = [case for case in drawn if case.case.shape[0] == case.case.shape[1]]
+    laws = _suite_pinv.laws(grade=grade, bitwise=bitwise, batched=batched, square=square)
     return run(subject, drawn, laws, kind="pinv", profile=profile, make_trial=_suite_pinv.PinvTrial, progress=progress)
 
 
@@ -205,8 +212,8 @@ def attention(
     Parameters
     ----------
     function : callable
-        Takes queries (..., n, d), which are the keys as well, values (..., n, e) and landmarks (..., m, d); returns (..., n, e). C = k(q, L)
-        and W = k(L, L) are Gaussian kernels of the length scale d^(1/4).
+        Takes queries (..., n, d), which are the keys as well, values (..., n, e) and landmarks (..., m, d); returns (..., n, e).
+        C = k(q, L) and W = k(L, L) are Gaussian kernels of the length scale d^(1/4).
     dtype : {"float32", "float64"}
     backend, profile, cases, target, progress
         As in `pinv`.
@@ -241,7 +248,7 @@ def check(function: Callable[..., Any], kind: str, **settings: Any) -> Report:
     function : callable
     kind : {"pinv", "kernel", "nystrom", "attention"}
     **settings
-        Those of the function of that name; `grade`, `bitwise` and `batched` are ignored by suites that do not have them.
+        Those of the function of that name; `grade`, `bitwise`, `batched` and `square` are ignored by suites that do not have them.
 
     Returns
     -------
@@ -255,7 +262,9 @@ def check(function: Callable[..., Any], kind: str, **settings: Any) -> Report:
     if kind not in _SUITES:
         message = f"check: kind must be one of {', '.join(KINDS)}; got {kind!r}. Choose one of these."
         raise ParameterError(message)
-    lacking = {"nystrom": {"grade", "bitwise", "batched"}, "attention": {"grade"}}.get(kind, set())
+    lacking = {"pinv": set(), "kernel": {"square"}, "nystrom": {"grade", "bitwise", "batched", "square"}, "attention": {"grade", "square"}}[
+        kind
+    ]
     return _SUITES[kind](function, **{name: value for name, value in settings.items() if name not in lacking})
 
 
