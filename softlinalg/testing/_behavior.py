@@ -261,7 +261,10 @@ def assert_layout_invariant(
     arrays, case = _inputs(inputs)
     subject = f"layout of {name_of(f)}"
     u, kappa = _unit_of(arrays), (case.kappa if case is not None else 1.0) if kappa is None else kappa
+    untouched = [_digest(x) for x in arrays]
     expected = call(subject, f, *arrays, case=case)
+    if [_digest(x) for x in arrays] != untouched:
+        _fail_changed(subject, case)
     known = [name for name in _layouts.supported_layouts(compat.array_namespace(*arrays)) if name != "broadcast"]
     for layout in known if layouts is None else layouts:
         given = [_layouts.apply_layout(x, layout) for x in arrays]

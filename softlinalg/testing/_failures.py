@@ -60,6 +60,12 @@ MEANINGS = {
     "rank": "the rank is larger than promised",
     "error": "the approximation is worse than the best of its rank allows",
     "trace": "less is explained than the landmarks allow: eigenvalues were dropped, or the inverse has not converged",
+    "alone as in the batch": "a member's result depends on who else is in the batch",
+    "order of the batch": "a member's result depends on its place in the batch",
+    "NaN of a batch mate": "NaN in one member has reached another",
+    "libraries agree": "one array library gives other numbers than another, beyond rounding",
+    "layouts agree": "the result depends on how the same numbers lie in memory",
+    "no worse than the reference": "the error is larger than that of the reference allows",
     "output": "the output differs from the truth by more than rounding and a plain computation in the same precision explain",
 }
 """What it means, in half a sentence, that a law is broken."""
@@ -115,7 +121,6 @@ def check(
     """
     for law, ratio in ratios.items():
         report_ratio(ratio, law)
-    __tracebackhide__ = True
     law, ratio = worst(ratios)
     if not ratio > threshold:  # NaN never gets here: ratios are infinite instead
         return
