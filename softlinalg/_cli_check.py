@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             bitwise=arguments.bitwise,
             batched=arguments.batched,
             square=arguments.square,
+            max_cond=arguments.max_cond,
             cases=arguments.cases,
             target=arguments.target,
             progress=not arguments.quiet,

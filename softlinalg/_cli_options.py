@@ -212,6 +212,7 @@ def _add_check(commands: Any, run: Any) -> None:
     )
     parser.add_argument("--bitwise", action="store_true", help="hold powers of two and batches to equal bits")
     parser.add_argument("--no-batch", dest="batched", action="store_false", help="it takes one matrix at a time")
+    parser.add_argument("--max-cond", type=_condition, metavar="K", help="pinv: the largest condition that it claims to cope with")
     parser.add_argument("--square", action="store_true", help="pinv: it takes square matrices only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page in one file")
@@ -259,6 +260,15 @@ def _fraction(text: str) -> float:
     number = _number(text)
     if not 0 < number < 1:
         message = f"must be a number between 0 and 1; got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return number
+
+
+def _condition(text: str) -> float:
+    """A condition number."""
+    number = _number(text)
+    if not 1 <= number < math.inf:
+        message = f"must be a number of at least 1; got {text!r}"
         raise argparse.ArgumentTypeError(message)
     return number
 

@@ -138,7 +138,8 @@ class AttentionTrial(Trial[TokensCase]):
         norm = float(np.linalg.norm(gaussian_values(self.landmarks, self.landmarks, self.q.shape[-1] ** 0.25).astype(np.float64), 2))
         exponents = min(self.case.magnitude, 30.0) ** 2 + self.q.shape[-1] + 2
         spread = self.v.shape[-2] * (norm + RIDGE) / RIDGE * float(np.abs(self.v).max(initial=0.0))
-        return max(self.subject.eps * exponents * spread, float(np.finfo(self.subject.dtype).tiny))
+        unit: float = max(self.subject.eps * exponents * spread, float(np.finfo(self.subject.dtype).tiny))
+        return unit
 
     def compare(self, out: Host, expected: Host) -> float:
         """Largest difference over the unit."""

@@ -146,6 +146,16 @@ class KernelTrial(Trial[PointsCase]):
         return np.asarray(np.minimum(of_x[:, None], of_y[None, :]))
 
 
+def _digits(trial: KernelTrial) -> float:
+    """Wherever the points lie, half of the digits are right, also of pairs of two far points."""
+    x, y = _half(trial)
+    worst = 0.0
+    for k, first, second in ((trial.k, trial.points, trial.points), (trial.of(x, y), x, y), (trial.of(y, y.copy()), y, y)):
+        truth = np.asarray(gaussian_values(first, second, trial.length_scale), dtype=np.float64)
+        worst = max(worst, float(np.max(np.abs(k - truth), initial=0.0)))
+    return worst / math.sqrt(trial.subject.eps)
+
+
 def _half(trial: KernelTrial) -> tuple[Host, Host]:
     """The points in two parts that overlap in one."""
     middle = (trial.points.shape[0] + 1) // 2
@@ -165,7 +175,8 @@ def _swapped(trial: KernelTrial) -> float:
     x, y = _half(trial)
     difference = np.abs(trial.of(x, y).astype(np.float64) - trial.of(y, x).T.astype(np.float64))
     unit = 1.0 if trial.subject.grade == "S" else np.maximum(trial.away(x, y), 1.0)
-    return float(np.max(difference / unit)) / (trial.subject.eps * (trial.points.shape[1] + 2))
+    worst = float(np.max(difference / unit))
+    return worst / (trial.subject.eps * int(trial.points.shape[1] + 2))
 
 
 def _translated(trial: KernelTrial) -> float:
@@ -372,6 +383,16 @@ def laws(*, grade: str = "S", bitwise: bool = False, batched: bool = True) -> li
             share=8,
         ),
     ]
+    found.append(
+        Law(
+            name="digits",
+            words="wherever the points lie, half of the digits are right",
+            formula="|K - exp(-r^2 / (2 l^2))| <= sqrt(u)",
+            threshold=1,
+            measure=_digits,
+            share=2,
+        )
+    )
     if bitwise:
         found.append(
             Law(

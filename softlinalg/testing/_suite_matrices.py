@@ -172,16 +172,18 @@ def _combinations(dtype: str, grade: str, large: bool) -> tuple[MatrixCase, ...]
     return tuple(combinations[i] for i in order)
 
 
-def matrices(count: int, *, dtype: str, grade: str, large: bool, square: bool = False) -> list[MatrixCase]:
+def matrices(count: int, *, dtype: str, grade: str, large: bool, square: bool = False, max_cond: float | None = None) -> list[MatrixCase]:
     """The first `count` matrices of the grid; after all combinations once, again with other seeds."""
     combinations = [made for made in _combinations(dtype, grade, large) if not square or made.rows == made.columns]
+    if max_cond is not None:
+        combinations = [made for made in combinations if made.cond <= max_cond]
     return [replace(combinations[i % len(combinations)], seed=1 + i) for i in range(count)]
 
 
-def gallery_cases(*, dtype: str, grade: str) -> list[NamedCase]:
+def gallery_cases(*, dtype: str, grade: str, max_cond: float | None = None) -> list[NamedCase]:
     """The matrices of the gallery whose rank is beyond dispute in the data type, and whose condition the grade covers."""
     try:
         found = list(gallery.cases(dtype=dtype, only_gap=True))
     except ImportError:  # some are built by mpmath, which is not needed for anything else here
         return []
-    return [NamedCase(case) for case in found if case.kappa <= largest_cond(*case.shape, dtype, grade)]
+    return [NamedCase(case) for case in found if case.kappa <= min(largest_cond(*case.shape, dtype, grade), max_cond or math.inf)]

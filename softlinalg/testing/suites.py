@@ -47,6 +47,7 @@ def pinv(
     bitwise: bool = False,
     batched: bool = True,
     square: bool = False,
+    max_cond: float | None = None,
     cases: int | None = None,
     target: str | None = None,
     progress: bool = False,
@@ -74,6 +75,8 @@ def pinv(
         Whether it takes batches.
     square : bool, default False
         It takes square matrices only.
+    max_cond : float, optional
+        Largest condition that it claims to cope with, instead of that of the grade.
     cases : int, optional
         Number of matrices, instead of that of the profile.
     target : str, optional
@@ -100,7 +103,7 @@ def pinv(
     drawn: list[Any] = list(
         _suite_matrices.matrices(_count("pinv", profile, cases), dtype=dtype, grade=grade, large=profile == "deep", square=square)
     )
-    drawn += _suite_matrices.gallery_cases(dtype=dtype, grade=grade)
+    drawn += _suite_matrices.gallery_cases(dtype=dtype, grade=grade, max_cond=max_cond)
     if square:
         drawn = [case for case in drawn if case.case.shape[0] == case.case.shape[1]]
     laws = _suite_pinv.laws(grade=grade, bitwise=bitwise, batched=batched, square=square)
@@ -248,7 +251,8 @@ def check(function: Callable[..., Any], kind: str, **settings: Any) -> Report:
     function : callable
     kind : {"pinv", "kernel", "nystrom", "attention"}
     **settings
-        Those of the function of that name; `grade`, `bitwise`, `batched` and `square` are ignored by suites that do not have them.
+        Those of the function of that name; `grade`, `bitwise`, `batched`, `square` and `max_cond` are ignored by suites that do not
+        have them.
 
     Returns
     -------
@@ -262,9 +266,12 @@ def check(function: Callable[..., Any], kind: str, **settings: Any) -> Report:
     if kind not in _SUITES:
         message = f"check: kind must be one of {', '.join(KINDS)}; got {kind!r}. Choose one of these."
         raise ParameterError(message)
-    lacking = {"pinv": set(), "kernel": {"square"}, "nystrom": {"grade", "bitwise", "batched", "square"}, "attention": {"grade", "square"}}[
-        kind
-    ]
+    lacking = {
+        "pinv": set(),
+        "kernel": {"square", "max_cond"},
+        "nystrom": {"grade", "bitwise", "batched", "square", "max_cond"},
+        "attention": {"grade", "square", "max_cond"},
+    }[kind]
     return _SUITES[kind](function, **{name: value for name, value in settings.items() if name not in lacking})
 
 
