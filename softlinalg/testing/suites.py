@@ -100,10 +100,9 @@ def pinv(
     same cases. Laws that call the function again are measured on a part of the cases.
     """
     subject = Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype, grade=grade)
-    drawn: list[Any] = list(
-        _suite_matrices.matrices(_count("pinv", profile, cases), dtype=dtype, grade=grade, large=profile == "deep", square=square)
-    )
-    drawn += _suite_matrices.gallery_cases(dtype=dtype, grade=grade, max_cond=max_cond)
+    count, large = _count("pinv", profile, cases), profile == "deep"
+    drawn: list[Any] = list(_suite_matrices.matrices(count, dtype=dtype, grade=grade, large=large, square=square, max_cond=max_cond))
+    drawn += _suite_matrices.gallery_cases(dtype=dtype, grade=grade, max_cond=max_cond)[:count]
     if square:
         drawn = [case for case in drawn if case.case.shape[0] == case.case.shape[1]]
     laws = _suite_pinv.laws(grade=grade, bitwise=bitwise, batched=batched, square=square)

@@ -32,12 +32,11 @@ def decompositions() -> None:
 
 def iterations() -> None:
     """Where the theory promises convergence nothing may need the fallback, so it is switched off; and the bounds must hold."""
-    for method in ("newton", "chebyshev"):
 
-        def pinv(a: object, method: str = method) -> object:
-            return softlinalg.certified_pinv(a, method=method, on_failure="raise", tol=1e-9)
+    def pinv(a: object) -> object:
+        return softlinalg.certified_pinv(a, method="newton", on_failure="raise", tol=1e-9)
 
-        suites.pinv(pinv, dtype="float64", grade="N", bitwise=True, max_cond=100, cases=40).raise_for_failures()
+    suites.pinv(pinv, dtype="float64", grade="N", bitwise=True, max_cond=100, cases=60).raise_for_failures()
 
 
 def vague_ranks() -> None:

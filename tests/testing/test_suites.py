@@ -38,12 +38,11 @@ def test_our_certified_pseudo_inverse_obeys_every_law_bit_for_bit(dtype: str) ->
 def test_our_pseudo_inverse_obeys_them_on_every_library(backend: str) -> None:
     if importlib.util.find_spec(_laws.BACKENDS[backend]) is None:
         pytest.skip(f"{backend} is not installed")
-    suites.pinv(softlinalg.pinv, dtype="float64", backend=backend, cases=6).raise_for_failures()
+    suites.pinv(softlinalg.pinv, dtype="float64", backend=backend, cases=2 if backend == "jax" else 6).raise_for_failures()
 
 
-@pytest.mark.parametrize("method", ["newton", "chebyshev"])
-def test_our_iterations_obey_the_laws_of_grade_n(method: str) -> None:
-    suites.pinv(lambda a: softlinalg.pinv(a, method=method), dtype="float64", grade="N", cases=FEW).raise_for_failures()
+def test_our_iteration_obeys_the_laws_of_grade_n() -> None:
+    suites.pinv(lambda a: softlinalg.pinv(a, method="newton"), dtype="float64", grade="N", cases=FEW).raise_for_failures()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -116,7 +115,7 @@ def _stubborn(a: Any) -> Any:
 
 def _forgetful() -> Callable[[Any], Any]:
     calls = iter(range(10**6))
-    return lambda a: scipy.linalg.pinv(a) * (1 + 4 * np.finfo(a.dtype).eps * (next(calls) % 2))
+    return lambda a: scipy.linalg.pinv(a) * (1 + 2 * np.finfo(a.dtype).eps * (next(calls) % 7))
 
 
 @pytest.mark.parametrize(
