@@ -13,7 +13,7 @@ from softlinalg._cli_data import DataOptions, Matrix, read, require
 from softlinalg._cli_options import MODEL_SUFFIXES, PICTURE_SUFFIXES, CommandError
 from softlinalg._cli_report import Report, peak_memory, plot, summary, to_json, write_file
 
-__all__ = ["approximate", "make_kernel", "run"]
+__all__ = ["approximate", "check_outputs", "make_kernel", "run"]
 
 MATERN_ORDERS = {"matern12": 0.5, "matern32": 1.5, "matern52": 2.5}
 
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         (arguments.plot, "--plot", PICTURE_SUFFIXES),
         (arguments.json, "--json", None),
     ]
-    _check_outputs(arguments.data, [(path, option, suffixes) for path, option, suffixes in outputs if path is not None])
+    check_outputs(arguments.data, [(path, option, suffixes) for path, option, suffixes in outputs if path is not None])
     start = time.perf_counter()
     options = DataOptions(
         array=arguments.array,
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
                 print(f"wrote {path}")
 
 
-def _check_outputs(data: Path, outputs: list[tuple[Path, str, tuple[str, ...] | None]]) -> None:
+def check_outputs(data: Path | None, outputs: list[tuple[Path, str, tuple[str, ...] | None]]) -> None:
     """Find out before the work whether its results can be written after it."""
     for path, option, suffixes in outputs:
         if suffixes is not None and path.suffix.lower() not in suffixes:
@@ -152,7 +152,7 @@ def _check_outputs(data: Path, outputs: list[tuple[Path, str, tuple[str, ...] | 
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             message = f"{option}: {path} cannot be written: permission denied"
             raise CommandError(message)
-        if path.exists() and data.exists() and path.samefile(data):
+        if data is not None and path.exists() and data.exists() and path.samefile(data):
             message = f"{option}: {path} is the data itself, which would be overwritten"
             raise CommandError(message)
     named = [path.absolute() for path, *_ in outputs]

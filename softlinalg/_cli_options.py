@@ -45,12 +45,12 @@ class _Parser(argparse.ArgumentParser):
         raise CommandError(text)
 
 
-def make_parser(run_approximate: Any, run_demo: Any) -> argparse.ArgumentParser:
+def make_parser(run_approximate: Any, run_demo: Any, run_check: Any) -> argparse.ArgumentParser:
     """The options of the command and of its subcommands.
 
     Parameters
     ----------
-    run_approximate, run_demo : callable
+    run_approximate, run_demo, run_check : callable
         What the parsed options are handed to, as their attribute `run`.
 
     Returns
@@ -60,13 +60,14 @@ def make_parser(run_approximate: Any, run_demo: Any) -> argparse.ArgumentParser:
     """
     parser = _Parser(
         prog="softlinalg",
-        description="Low-rank approximation of kernel matrices too large to form, with the exact error.",
+        description="Low-rank approximation of kernel matrices too large to form, with the exact error; tests of numerical code.",
         epilog="softlinalg COMMAND --help explains a command, with examples.",
     )
     parser.add_argument("--version", action="version", version=f"softlinalg {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     _add_approximate(commands, run_approximate)
     _add_demo(commands, run_demo)
+    _add_check(commands, run_check)
     return parser
 
 
@@ -155,7 +156,81 @@ def _add_demo(commands: Any, run: Any) -> None:
     parser.set_defaults(run=run)
 
 
+CHECK_KINDS = ("pinv", "kernel", "nystrom", "attention")
+CHECK_PROFILES = ("smoke", "ci", "deep")
+CHECK_DTYPES = ("float32", "float64", "complex64", "complex128")
+CHECK_BACKENDS = ("numpy", "torch", "jax", "array-api-strict", "cupy")
+"""The choices of `softlinalg.testing.suites` (a test holds them equal), written out so that --help needs no NumPy."""
+
+CHECK_EXAMPLES = """\
+examples:
+  softlinalg check numpy:linalg.pinv --as pinv
+      NumPy's pseudo-inverse in float32 and float64: which laws hold, and the smallest example where one does not
+  softlinalg check my_code.py:fast_pinv --as pinv --grade N --profile deep --html report.html
+      a function in a file, as accurate as a sound iteration need be, thoroughly; also as a web page
+  softlinalg check torch:linalg.pinv --as pinv --dtype complex64
+      with arrays of PyTorch, which the name of the module suggests (--backend says it)
+
+what a function gets, and gives:
+  pinv       f(a) -> (..., n, m)
+  kernel     f(x, y=None, *, length_scale) -> (..., n, m), exp(-|x - y|^2 / (2 l^2))
+  nystrom    f(x, kernel, *, landmarks) -> (n, r), a factor F of the approximation F F^T
+  attention  f(q, v, landmarks) -> (..., n, e), softmax-free: C (W + 0.01 I)^-1 (C^T v)
+"""
+
+
+def _add_check(commands: Any, run: Any) -> None:
+    parser = commands.add_parser(
+        "check",
+        usage="softlinalg check MODULE:FUNCTION --as KIND [options]",
+        help="test your own pseudo-inverse, kernel, low-rank or attention function",
+        description=(
+            "Measure the laws that a numerical function has to obey, on hundreds or thousands of hard cases, and show\n"
+            "for each law the worst ratio of error to rounding and the smallest failing example. The status is 0 if all\n"
+            "hold, 1 if one fails, and 2 after an error of usage. The module is imported, which runs its code."
+        ),
+        epilog=CHECK_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="MODULE:FUNCTION", help="an importable module or a file that ends in .py, and a name in it")
+    parser.add_argument(
+        "--as", dest="kind", choices=CHECK_KINDS, required=True, metavar="KIND", help=f"{', '.join(CHECK_KINDS)}: what it claims to compute"
+    )
+    parser.add_argument(
+        "--dtype", type=_dtypes, default=("float32", "float64"), metavar="A,B", help=f"{', '.join(CHECK_DTYPES)}; default: float32,float64"
+    )
+    parser.add_argument(
+        "--backend", choices=CHECK_BACKENDS, metavar="NAME", help=f"arrays of {', '.join(CHECK_BACKENDS)}; default: by the module"
+    )
+    parser.add_argument("--profile", choices=CHECK_PROFILES, default="ci", help="about 5 s, a minute, or 10 minutes; default: ci")
+    parser.add_argument("--cases", type=_whole, metavar="N", help="number of cases, instead of that of the profile")
+    parser.add_argument(
+        "--grade",
+        choices=("S", "N"),
+        default="S",
+        help="S: as accurate as a decomposition (default); N: as an iteration by matrix products",
+    )
+    parser.add_argument("--bitwise", action="store_true", help="hold powers of two and batches to equal bits")
+    parser.add_argument("--no-batch", dest="batched", action="store_false", help="it takes one matrix at a time")
+    parser.add_argument("--max-cond", type=_condition, metavar="K", help="pinv: the largest condition that it claims to cope with")
+    parser.add_argument("--square", action="store_true", help="pinv: it takes square matrices only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page in one file")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table: the status says it")
+    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
+    parser.set_defaults(run=run)
+
+
 # ------------------------------------------------------------------------------------------ values of options
+def _dtypes(text: str) -> tuple[str, ...]:
+    """Data types between commas, each once."""
+    found = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in found if name not in CHECK_DTYPES]:
+        message = f"must be among {', '.join(CHECK_DTYPES)}; got {unknown[0]!r}"
+        raise argparse.ArgumentTypeError(message)
+    return found
+
+
 def _whole(text: str) -> int:
     """A whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -185,6 +260,15 @@ def _fraction(text: str) -> float:
     number = _number(text)
     if not 0 < number < 1:
         message = f"must be a number between 0 and 1; got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return number
+
+
+def _condition(text: str) -> float:
+    """A condition number."""
+    number = _number(text)
+    if not 1 <= number < math.inf:
+        message = f"must be a number of at least 1; got {text!r}"
         raise argparse.ArgumentTypeError(message)
     return number
 

@@ -1,7 +1,7 @@
-"""The command `softlinalg`: the low-rank approximation of a kernel matrix from a file, and a demonstration.
+"""The command `softlinalg`: the low-rank approximation of a kernel matrix from a file, a demonstration, and tests of other code.
 
-An adapter: it reads and shows, the core computes. Everything heavy is imported once the options are understood; without
-pandas or matplotlib one line names the extra that brings them.
+The topmost layer: it reads and shows, the core and the adapters compute. Everything heavy is imported once the options are
+understood; without pandas or matplotlib one line names the extra that brings them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ def _demo(arguments: argparse.Namespace) -> None:
     _cli_demo.run(arguments.output_dir, quick=arguments.quick, quiet=arguments.quiet)
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from softlinalg import _cli_check
+
+    return _cli_check.run(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -43,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0; 2 after an error, told in one line on stderr; 130 after Ctrl-C.
+        Exit status: 0; 1 if `check` found a law that fails; 2 after an error, told in one line on stderr; 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given
@@ -53,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", SoftlinalgWarning)
             if not debug:
                 warnings.showwarning = _show_warning
-            arguments = make_parser(_approximate, _demo).parse_args(given)
-            arguments.run(arguments)
+            arguments = make_parser(_approximate, _demo, _check).parse_args(given)
+            status = arguments.run(arguments)
             sys.stdout.flush()
-            return 0
+            return int(status or 0)
     except KeyboardInterrupt:
         return _fail("interrupted", debug=debug, status=130)
     except BrokenPipeError:  # `softlinalg ... | head`: whoever reads has seen enough

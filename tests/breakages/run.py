@@ -3,6 +3,7 @@
     python tests/breakages/run.py              all of them
     python tests/breakages/run.py --list       their names
     python tests/breakages/run.py NAME ...     these only
+    python tests/breakages/run.py --with-kit   noticed by softlinalg.testing instead, and a table (docs/benchmarks/planted-bugs.md)
 
 Each breakage is made in a copy of the package; the working tree is never touched. First the tests concerned must pass
 on an unbroken copy, because a suite that fails anyway notices nothing. The exit status is 0 when every breakage was
@@ -24,7 +25,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import kit
 from table import BREAKAGES, Breakage
+from table_kit import KIT_BREAKAGES, OUT_OF_SCOPE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,17 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Break the package on purpose, and demand that its tests notice.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="which; default: all")
     parser.add_argument("--list", action="store_true", help="show their names")
+    parser.add_argument("--with-kit", action="store_true", help="let the suites of softlinalg.testing notice them, and some more")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="with --with-kit: write what noticed each")
     arguments = parser.parse_args(argv)
-    known = {breakage.name: breakage for breakage in BREAKAGES}
+    available = BREAKAGES
+    if arguments.with_kit:
+        available = [breakage for breakage in BREAKAGES if breakage.name not in OUT_OF_SCOPE] + KIT_BREAKAGES
+    known = {breakage.name: breakage for breakage in available}
     if unknown := [name for name in arguments.names if name not in known]:
         parser.error(f"no breakage is named {unknown[0]}; --list shows the names")
-    chosen = [known[name] for name in arguments.names] or BREAKAGES
+    chosen = [known[name] for name in arguments.names] or available
     if arguments.list:
         print(*(f"{breakage.name}: {breakage.file}" for breakage in chosen), sep="\n")
         return 0
     if stale := [breakage.name for breakage in chosen if occurrences(breakage) != 1]:
         print("these snippets do not occur exactly once any more:", *stale, sep="\n  ")
         return 1
+    if arguments.with_kit:
+        return _with_kit(chosen, arguments.table)
     if not _is_green(chosen):
         print("the tests fail on the unbroken package: nothing can be learned from breaking it")
         return 1
@@ -89,6 +99,76 @@ def _is_noticed(breakage: Breakage) -> bool:
     by = failed if noticed and failed else f"pytest's status is {status}"
     print(f"{'noticed ' if noticed else 'SURVIVED'}  {breakage.name}  by {by} ({time.perf_counter() - start:.0f} s)", flush=True)
     return noticed
+
+
+def _with_kit(chosen: Sequence[Breakage], table: Path | None) -> int:
+    """Let the kit notice them; 0 if it finds nothing in the unbroken copy and something in at least 95 of 100 broken ones."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="softlinalg-unbroken-") as folder:
+        status, output = _run_kit(_copy(folder), [])
+    print(f"unbroken: {'green' if status == 0 else 'RED'} ({time.perf_counter() - start:.0f} s) {output}", flush=True)
+    if status != 0:
+        return 1
+    rows = []
+    for breakage in chosen:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="softlinalg-broken-") as folder:
+            package = _copy(folder)
+            file = package / "softlinalg" / breakage.file
+            file.write_text(file.read_text(encoding="utf-8").replace(breakage.old, breakage.new), encoding="utf-8")
+            status, output = _run_kit(package, [kit.group_of(breakage.file)])
+        rows.append((breakage, status == 1, output))
+        noticed = "noticed " if status == 1 else "SURVIVED"
+        print(f"{noticed}  {breakage.name}  ({time.perf_counter() - start:.0f} s) {output[:160]}", flush=True)
+    if table is not None:
+        table.write_text(_kit_table(rows), encoding="utf-8")
+    survivors = [breakage.name for breakage, noticed, _ in rows if not noticed]
+    print(f"{len(rows) - len(survivors)} of {len(rows)} noticed by the kit", *survivors, sep="\n  survived: " if survivors else "")
+    return int(len(survivors) * 20 > len(rows))
+
+
+def _run_kit(package: Path, groups: Sequence[str]) -> tuple[int, str]:
+    """Status and last line of the kit's checks on a copy."""
+    environment = {**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(package / "tests" / "breakages" / "kit.py"), *groups]
+    try:
+        done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, "ran out of time"
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return done.returncode, lines[-1] if lines else ""
+
+
+def _kit_table(rows: Sequence[tuple[Breakage, bool, str]]) -> str:
+    """The page docs/benchmarks/planted-bugs.md."""
+    noticed = sum(found for _, found, _ in rows)
+    lines = [
+        "# Planted bugs",
+        "",
+        "Small mistakes made on purpose in copies of softlinalg, and what `softlinalg.testing` says of each: its suites and assertions",
+        "alone, without the tests of the package. The unbroken copy passes all of them first. Again, in a few minutes:",
+        "",
+        "```sh",
+        "python tests/breakages/run.py --with-kit --table docs/benchmarks/planted-bugs.md",
+        "```",
+        "",
+        f"{noticed} of {len(rows)} are noticed.",
+        "",
+        "| planted bug | file | noticed by | law that fails |",
+        "| --- | --- | --- | --- |",
+    ]
+    for breakage, found, output in rows:
+        check, _, words = output.partition(": ")
+        lines.append(f"| `{breakage.name}` | `{breakage.file}` | {check if found else '**nothing**'} | {_law(words) if found else ''} |")
+    lines += ["", "Left out, because they change nothing that the kit measures (the tests of the package notice them):", ""]
+    lines += [f"- `{name}`: {reason}." for name, reason in OUT_OF_SCOPE.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _law(words: str) -> str:
+    """The first law in the words of a failure, short enough for a table."""
+    text = words.partition("properties fail ")[2] or words
+    return text.partition(": ")[0][:110].replace("|", "\\|")
 
 
 def _copy(folder: str) -> Path:

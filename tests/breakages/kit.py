@@ -1,0 +1,180 @@
+"""What softlinalg.testing has to say about softlinalg: run on a broken copy of the package, it has to notice.
+
+    python tests/breakages/kit.py [GROUP ...]
+
+Prints the first law that fails and returns 1, or returns 0. Only the public kit is used: its suites and assertions.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+import softlinalg
+from softlinalg.testing import assertions, build_matrix, build_points, suites
+from softlinalg.testing._exact import exact_pinv
+
+CASES = 100
+
+
+def kernels() -> None:
+    for dtype in ("float32", "float64"):
+        suites.kernel(softlinalg.gaussian_kernel, dtype=dtype, grade="N", bitwise=True, cases=CASES).raise_for_failures()
+
+
+def decompositions() -> None:
+    for dtype in ("float32", "float64", "complex128"):
+        suites.pinv(softlinalg.certified_pinv, dtype=dtype, bitwise=True, cases=CASES).raise_for_failures()
+
+
+def iterations() -> None:
+    """Where the theory promises convergence nothing may need the fallback, so it is switched off; and the bounds must hold."""
+
+    def pinv(a: object) -> object:
+        return softlinalg.certified_pinv(a, method="newton", on_failure="raise", tol=1e-9)
+
+    suites.pinv(pinv, dtype="float64", grade="N", bitwise=True, max_cond=100, cases=60).raise_for_failures()
+
+
+def vague_ranks() -> None:
+    """Singular values at the cut-off: no rank may be claimed."""
+    for seed in range(12):
+        case = build_matrix(shape=(5, 5), s=(1.0, 0.5, 1e-15 * (1 + seed / 8)), seed=seed)
+        claimed = int(softlinalg.certified_pinv(case.A).rank)
+        assert claimed == -1 or seed not in range(2, 10), f"rank {claimed} claimed for {case!r}"
+
+
+def approximations() -> None:
+    for dtype in ("float32", "float64"):
+        suites.nystrom(softlinalg.nystrom, dtype=dtype, cases=60).raise_for_failures()
+
+
+def attention() -> None:
+    for dtype in ("float32", "float64"):
+        for inverse in ("certified", "exact"):
+
+            def attend(*arrays: object, inverse: str = inverse) -> object:
+                return softlinalg.soft_attention(*arrays, inverse=inverse)
+
+            suites.attention(attend, dtype=dtype, cases=40).raise_for_failures()
+
+
+METHODS = ("auto", "cholesky", "newton", "chebyshev", "eigh")
+
+
+def ridge_inverses() -> None:
+    """Accuracy, batches, and bounds against exact inverses."""
+    for seed in range(40):
+        rank = 1 + seed % 5
+        case = build_matrix(shape=(5, 5), rank=rank, cond=4.0, structure="psd", exact=True, seed=seed)
+        for ridge in (2.0**-6, 2.0**-2):
+            shifted = case.host + ridge * np.eye(5)
+            truth = exact_pinv(shifted, 5)
+            for method in _known_methods():
+                result = softlinalg.certified_ridge_inverse(case.A, ridge, method=method, on_failure="raise")
+                assertions.assert_ridge_inverse(result.value, case, ridge)
+                error, own = np.linalg.norm(result.value - truth, 2), 2.0**-53 * np.linalg.norm(truth)
+                assert error <= float(result.error_bound) + own, (
+                    f"bound {float(result.error_bound):.3g} below the error {error:.3g}: {case!r}"
+                )
+    batch = build_matrix(shape=(6, 6), cond=50.0, structure="psd", batch=(4,), seed=1)
+    scale = np.array([1.0, 1e-3, 30.0, 1e3])[:, None, None]
+    for method in _known_methods():
+
+        def invert(a: object, method: str = method) -> object:
+            return softlinalg.ridge_inverse(a, 0.01, method=method)
+
+        assertions.assert_batch_independent(invert, batch.A * scale, bitwise=True, poison=False)
+
+
+def _known_methods() -> list[str]:
+    """Those of METHODS that there are."""
+    known = []
+    for method in METHODS:
+        try:
+            softlinalg.ridge_inverse(np.eye(2), 1.0, method=method)
+        except softlinalg.errors.ParameterError:
+            continue
+        known.append(method)
+    return known
+
+
+def gradients() -> None:
+    rng = np.random.default_rng(0)
+    tall, square = build_matrix(shape=(5, 3), cond=5.0, seed=1).A, build_matrix(shape=(4, 4), cond=5.0, structure="psd", seed=2).A
+    assertions.assert_gradient(softlinalg.pinv, tall, vjp=lambda a, g: softlinalg.pinv_vjp(a, softlinalg.pinv(a), g), kappa=25)
+    symmetric = lambda d: (d + d.T) / 2  # noqa: E731
+    assertions.assert_gradient(
+        lambda a: softlinalg.ridge_inverse(a, 0.1),
+        square,
+        vjp=lambda a, g: _first(softlinalg.ridge_inverse_vjp(softlinalg.ridge_inverse(a, 0.1), g)),
+        direction=symmetric,
+        kappa=25,
+    )
+    g = _first(softlinalg.ridge_inverse_vjp(softlinalg.ridge_inverse(square, 0.1), rng.normal(size=(4, 4))))
+    assert np.array_equal(g, g.T), "the gradient by a symmetric matrix is not symmetric"
+    assertions.assert_gradient(
+        lambda a: softlinalg.newton_pinv(a, steps=6, alpha=0.2).value,
+        square,
+        jvp=lambda a, d: _first(softlinalg.newton_pinv_jvp(a, d, steps=6, alpha=0.2)),
+        direction=symmetric,
+        kappa=25,
+    )
+
+
+def _first(result: object) -> object:
+    return result[0] if isinstance(result, tuple) else result
+
+
+def systems() -> None:
+    for dtype in ("float32", "float64"):
+        points = build_points(shape=(30, 2), dtype=dtype, seed=3)
+        d = softlinalg.nystrom(points.x, softlinalg.Gaussian(1.0), landmarks=np.arange(0, 30, 3))
+        dense = d.to_dense().astype(np.float64)
+        solved = np.asarray(d.solve(np.eye(30, dtype=dtype), ridge=0.5), dtype=dtype)
+        assertions.assert_ridge_inverse(solved, dense.astype(dtype), 0.5)
+
+
+GROUPS: dict[str, tuple[Callable[[], None], ...]] = {
+    "kernel": (kernels, attention, approximations),
+    "iterations": (iterations, ridge_inverses, gradients),
+    "certificates": (ridge_inverses, iterations, decompositions, vague_ranks),
+    "pinv": (iterations, decompositions, gradients),
+    "ridge": (ridge_inverses, gradients),
+    "landmarks": (approximations,),
+    "nystrom": (approximations, systems),
+    "attention": (attention,),
+    "arrays": (decompositions, attention, kernels),
+}
+"""The checks by what they are most likely to notice; the others follow."""
+
+
+def group_of(file: str) -> str:
+    """The group of a file of the package."""
+    starts = {
+        "_kernel": "kernel", "_filters": "iterations", "_iterations": "iterations", "_certificates": "certificates", "_pinv": "pinv",
+        "_inversion": "pinv", "_newton": "pinv", "_ridge": "ridge", "_landmark": "landmarks", "_nystrom": "nystrom", "_attention": "attention",
+        "_arrays": "arrays",
+    }  # fmt: skip
+    return next(group for start, group in starts.items() if file.startswith(start))
+
+
+def main(groups: list[str]) -> int:
+    """Run the checks of the groups, then the others; 1 at the first failure."""
+    every = [check for checks in GROUPS.values() for check in checks]
+    chosen = list(dict.fromkeys([check for group in groups for check in GROUPS[group]] + every))
+    warnings.simplefilter("ignore")
+    for check in chosen:
+        try:
+            check()
+        except Exception as error:
+            print(f"{check.__name__}: {' '.join(str(error).split())[:300]}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

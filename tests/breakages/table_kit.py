@@ -1,0 +1,123 @@
+"""Further breakages, for `run.py --with-kit`: what the suites of softlinalg.testing alone have to notice; and what they cannot."""
+
+from __future__ import annotations
+
+from table import Breakage
+
+OUT_OF_SCOPE = {
+    "proposals-never-rejected": "another choice of landmarks, as valid as the right one: only its distribution is wrong",
+    "weights-not-square-roots": "weights of a sample that only k-means uses: landmarks are worse, not wrong",
+    "floor-without-the-core": "an estimate of rounding that is reported beside the error",
+    "floor-of-a-sample-for-all-rows": "the same estimate, from a sample of rows",
+    "preconditioner-shifts-by-the-largest": "a preconditioner changes the speed of a solver, not its solution",
+    "damage-not-looked-for": "files are not measured by laws of numbers",
+}
+"""Names in table.py, and why no law of the kit speaks of them."""
+
+KIT_BREAKAGES = [
+    Breakage(
+        name="cut-off-of-another-precision",
+        file="_pinv.py",
+        old="    finest = max(size, 1) * (eps**0.5 if method in _ITERATIONS else eps)\n",
+        new="    finest = max(size, 1) * (eps**0.5 if method in _ITERATIONS else 2.0**-52)\n",
+        tests=(),
+    ),
+    Breakage(
+        name="cut-off-not-relative",
+        file="_pinv.py",
+        old="        keep = s > cut * s[..., :1]\n",
+        new="        keep = s > cut\n",
+        tests=(),
+    ),
+    Breakage(
+        name="no-cut-off",
+        file="_pinv.py",
+        old="        keep = s > cut * s[..., :1]\n",
+        new="        keep = s > 0\n",
+        tests=(),
+    ),
+    Breakage(
+        name="factors-transposed-not-conjugated",
+        file="_arrays.py",
+        old="    return xp.conj(transposed) if is_complex(a.dtype) else transposed\n",
+        new="    return transposed\n",
+        tests=(),
+    ),
+    Breakage(
+        name="one-scale-for-the-whole-batch",
+        file="_arrays.py",
+        old="    exponent = binary_exponent(largest_entry(a, xp=xp), xp=xp)\n    return scale_by",
+        new="    exponent = binary_exponent(xp.max(largest_entry(a, xp=xp)) + 0 * largest_entry(a, xp=xp), xp=xp)\n    return scale_by",
+        tests=(),
+    ),
+    Breakage(
+        name="wrong-half-of-a-scale",
+        file="_arrays.py",
+        old="    half = xp.floor(exponent / 2)\n    first",
+        new="    half = xp.floor(exponent / 2) + 1\n    exponent = exponent + 1\n    first",
+        tests=(),
+    ),
+    Breakage(
+        name="too-few-steps",
+        file="_pinv.py",
+        old='        steps = _iterations.newton_raphson_steps(1 / cut, target, start="adjoint")\n',
+        new='        steps = _iterations.newton_raphson_steps(1 / cut, target, start="adjoint") // 2\n',
+        tests=(),
+    ),
+    Breakage(
+        name="finite-sum-taken-for-finite-entries",
+        file="_arrays.py",
+        old="    if count == 0:  # the sum overflowed; the entries are fine\n",
+        new="    if count <= 1:  # the sum overflowed; the entries are fine\n",
+        tests=(),
+    ),
+    Breakage(
+        name="diagonal-from-rounding",
+        file="_kernel_base.py",
+        old="            block[:, :size] = mirror(block[:, :size], 1.0, xp=xp)\n",
+        new="            block[:, :size] = mirror(block[:, :size], 1.0 - 2.0**-20, xp=xp)\n",
+        tests=(),
+    ),
+    Breakage(
+        name="upper-triangle-only",
+        file="_kernel_base.py",
+        old="            out[stop:, start:stop] = xp.matrix_transpose(out[start:stop, stop:])\n",
+        new="            out[stop:, start:stop] = 0\n",
+        tests=(),
+    ),
+    Breakage(
+        name="exponent-not-halved",
+        file="_kernel_distances.py",
+        old="            squared *= -0.5\n" if False else "        squared *= -0.5\n        left[:, -2] = squared\n",
+        new="        squared *= -1.0\n        left[:, -2] = squared\n",
+        tests=(),
+    ),
+    Breakage(
+        name="whitened-twice",
+        file="_nystrom_core.py",
+        old="vectors[:, m - rank :] / xp.sqrt(kept), order",
+        new="vectors[:, m - rank :] / kept, order",
+        tests=(),
+    ),
+    Breakage(
+        name="one-eigenvalue-lost",
+        file="_nystrom_core.py",
+        old="    rank = int(xp.sum(xp.astype(values > cut, xp.int64)))\n",
+        new="    rank = max(1, int(xp.sum(xp.astype(values > cut, xp.int64))) - 1)\n",
+        tests=(),
+    ),
+    Breakage(
+        name="square-root-of-d-as-length-scale",
+        file="_attention.py",
+        old="    scale = q.shape[-1] ** 0.25 if length_scale is None",
+        new="    scale = q.shape[-1] ** 0.5 if length_scale is None",
+        tests=(),
+    ),
+    Breakage(
+        name="ridge-forgotten-in-attention",
+        file="_attention.py",
+        old="        return ridge_inverse(w, settings.ridge, tol=settings.tol, check_finite=False)\n",
+        new="        return ridge_inverse(w, settings.ridge / 2, tol=settings.tol, check_finite=False)\n",
+        tests=(),
+    ),
+]
