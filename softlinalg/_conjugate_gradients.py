@@ -13,12 +13,13 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 from softlinalg import _arrays
 from softlinalg._kernels import kernel_matmul
 from softlinalg._nystrom import NystromDecomposition, nystrom
-from softlinalg._nystrom_core import RowStore, Wide, check_rows, kernel_unit, optional_count, row_spans
+from softlinalg._nystrom_core import RowStore, Wide, check_rows, kernel_unit, optional_count
 from softlinalg._nystrom_solve import preconditioner_core
 from softlinalg._ridge_sums import checked_targets, checked_weights
 from softlinalg._typing import Array, Namespace, RngLike
@@ -322,19 +323,24 @@ class _System:
         return unit * self.d.trace * heaviest + 4 * eps * self.ridge  # |K|_2 <= tr K
 
 
-def _solve(system: _System, targets: Array, dtype: Any, tol: float, max_steps: int, report: Callable[[int, float], Any]) -> KernelRidgeSolution:
+def _solve(
+    system: _System, targets: Array, dtype: Any, tol: float, max_steps: int, report: Callable[[int, float], Any]
+) -> KernelRidgeSolution:
     """Start, measure, start again."""
     wide, wxp = system.wide, system.wide.xp
     b = system.scaled(wide.widen(targets))
     size = _norms(b, xp=wxp)
     size = wxp.where(size > 0, size, wxp.ones_like(size))
     b = b / size  # columns of norm 1, so that one tolerance serves all
-    in_float64 = not (system.narrow_dtype != system.wide_dtype and _arrays.eps(system.narrow_dtype) * system.top / system.ridge < NARROW_GAP)
+    differ = system.narrow_dtype != system.wide_dtype
+    in_float64 = not (differ and _arrays.eps(system.narrow_dtype) * system.top / system.ridge < NARROW_GAP)
     u, rest, steps, starts = wxp.zeros_like(b), b, 0, 0
     norms = _norms(rest, xp=wxp)
     while starts < RESTARTS and steps < max_steps and float(wxp.max(norms)) > tol:
-        target = wxp.where(norms * 1e-3 > tol / 2, norms * 1e-3, wxp.zeros_like(norms) + tol / 2) if not in_float64 else norms * 0 + tol / 2
-        step, taken = _block_cg(system, rest, target, max_steps - steps, in_float64, lambda s, r: report(steps + s, r))  # noqa: B023
+        target = wxp.zeros_like(norms) + tol / 2
+        if not in_float64:
+            target = wxp.where(NARROW_GAP * norms > target, NARROW_GAP * norms, target)
+        step, taken = _block_cg(system, rest, target, max_steps - steps, in_float64, partial(_later, report, steps))
         starts, steps = starts + 1, steps + taken
         candidate = u + step
         new_rest = b - system.apply(candidate, in_float64=True)
@@ -348,6 +354,11 @@ def _solve(system: _System, targets: Array, dtype: Any, tol: float, max_steps: i
                 break
             in_float64 = True
     return _certified(system, u, b, size, norms, dtype, tol, steps, starts)
+
+
+def _later(report: Callable[[int, float], Any], before: int, steps: int, residual: float) -> None:
+    """Report steps of a start that follows others."""
+    report(before + steps, residual)
 
 
 def _certified(
@@ -367,9 +378,7 @@ def _certified(
     heaviest = 1.0 if system.root is None else float(wxp.max(system.root))
     bound = (norms + system.rounding() * _norms(u, xp=wxp)) * size * heaviest / system.ridge
     real = _arrays.compute_dtype(dtype, xp=xp)
-    return KernelRidgeSolution(
-        value, _bool(norms <= tol, system), wide.narrow(norms, real), wide.narrow(bound, real), steps, starts
-    )
+    return KernelRidgeSolution(value, _bool(norms <= tol, system), wide.narrow(norms, real), wide.narrow(bound, real), steps, starts)
 
 
 def _bool(flags: Array, system: _System) -> Array:

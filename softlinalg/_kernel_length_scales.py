@@ -44,11 +44,11 @@ def length_scale_from_gamma(gamma: Any, name: str, *, func: str) -> float:
     ParameterError
         gamma <= 0, or a kernel without one.
     """
-    gamma = _arrays.real_scalar(gamma, func=func, name="gamma")
+    value = _arrays.real_scalar(gamma, func=func, name="gamma")
     if name == "gaussian":
-        return 1 / math.sqrt(2 * gamma)
+        return 1 / math.sqrt(2 * value)
     if name == "laplacian":
-        return 1 / gamma
+        return 1 / value
     message = f"{func}: gamma must be None for kernels other than gaussian and laplacian; got one with {name[:40]!r}. Pass length_scale."
     raise ParameterError(message)
 

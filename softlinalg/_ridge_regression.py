@@ -10,8 +10,9 @@ G = F^T S F = U diag(g) U^T, c = F^T S y and z = U^T c (`RidgeSums`), everything
 * w = U z / (g + ridge), b = mean(y) - mean(F) w;
 * the residual sum of squares is r_0 + sum z^2 ridge^2 / (g (g + ridge)^2), r_0 that of least squares: no subtraction;
 * the degrees of freedom are t = 1 + sum g / (g + ridge), the trace of the matrix that maps targets to fitted values;
-* generalized cross-validation [1]_ is (RSS / N) / (1 - t / N)^2, N the sum of the weights;
-* the error of row i, left out entirely, is e_i / (1 - s_i h_i), with h_i = 1 / N + F_i U diag(1 / (g + ridge)) U^T F_i^T for
+* generalized cross-validation [1]_ is (RSS / N) / (1 - t / N)^2, N the number of rows, as which
+  the weights count unless it is given (`RidgeSums.rows`);
+* the error of row i, left out entirely, is e_i / (1 - s_i h_i), with h_i = 1 / sum(s) + F_i U diag(1 / (g + ridge)) U^T F_i^T for
   centered F_i: exact, by the Sherman-Morrison formula [2]_;
 * the predictive variance is that of a Gaussian process whose covariance function is k on the test point and q elsewhere ("deterministic
   training conditional", or projected process, [3]_): with noise variance v = RSS / (N - t) and amplitude v / ridge [4]_,
@@ -73,7 +74,7 @@ class RidgePath:
     Notes
     -----
     O(r^3) once; then O(r^2 k) for the coefficients at a ridge, O(r k) for a score. Directions whose eigenvalue is rounding, at
-    most r eps of the largest, are left out: their coefficient is zero.
+    most 4 (r + 16) eps of the largest, are left out: their coefficient is zero.
     """
 
     def __init__(self, sums: RidgeSums, *, fit_intercept: bool = True) -> None:
@@ -90,7 +91,8 @@ class RidgePath:
             self.eigenvalues, self.rotation, self._z = sums.feature_mean, gram, cross
         else:
             values, vectors = xp.linalg.eigh((gram + xp.matrix_transpose(gram)) / 2)
-            cut = r * _arrays.eps(gram.dtype) * float(xp.max(xp.abs(values)))
+            # Centering adds to the rounding of the Gram matrix.
+            cut = 4 * (r + 16) * _arrays.eps(gram.dtype) * float(xp.max(xp.abs(values)))
             usable = values > cut
             self.eigenvalues = xp.where(usable, values, xp.zeros_like(values))
             self.rotation = vectors
@@ -98,6 +100,7 @@ class RidgePath:
         safe = self._safe_eigenvalues()
         floor = squares - xp.sum(self._z**2 / safe[:, None], axis=0)
         self._floor = xp.where(floor > 0, floor, xp.zeros_like(floor))
+        self._noise = (r + 4) * _arrays.eps(gram.dtype) * squares
 
     def _safe_eigenvalues(self) -> Array:
         xp, g = self.xp, self.eigenvalues
@@ -153,11 +156,18 @@ class RidgePath:
 
     def gcv(self, ridges: Any) -> Array:
         """Generalized cross-validation, shape (L, k): infinite where there are no fewer degrees of freedom than rows."""
-        xp, total = self.xp, self.sums.weight
+        xp, total = self.xp, self.sums.rows
         left = 1 - self.degrees_of_freedom(ridges) / total
         usable = left > 4 * _arrays.eps(self.sums.gram.dtype)
         scores = (self.residual_squares(ridges) / total) / xp.where(usable, left, xp.ones_like(left))[:, None] ** 2
         return xp.where(usable[:, None], scores, xp.full_like(scores, math.inf))
+
+    def resolution(self, ridges: Any) -> Array:
+        """Differences of scores that are rounding, shape (L, k): that of the residual sum of squares, as it enters the score."""
+        xp, total = self.xp, self.sums.rows
+        left = 1 - self.degrees_of_freedom(ridges) / total
+        left = xp.where(left > 4 * _arrays.eps(left.dtype), left, xp.ones_like(left))
+        return (self._noise[None, :] / total) / left[:, None] ** 2
 
     def leave_one_out(self, blocks: Iterable[tuple[Array, Array, Array | None]], ridges: Any) -> Array:
         """Weighted mean squares of the errors of rows that were left out, shape (L, k): a second pass over the rows.
@@ -203,7 +213,7 @@ class RidgePath:
         """RSS / (N - t), shape (k,), with one ridge per target (k,): zero where no degree of freedom is left."""
         xp, ridges = self.xp, self._column(ridges)
         squares = xp.linalg.diagonal(self.residual_squares(ridges))
-        left = self.sums.weight - self.degrees_of_freedom(ridges)
+        left = self.sums.rows - self.degrees_of_freedom(ridges)
         return xp.where(left > 0, squares / xp.where(left > 0, left, xp.ones_like(left)), xp.zeros_like(squares))
 
 
@@ -300,7 +310,7 @@ def ridge_model(
     xp = path.xp
     ridges = path.default_ridges(precision=precision) if ridge is None else checked_ridges(ridge, func=func)
     scores = path.leave_one_out(rows, ridges) if selection == "loo" and rows is not None else path.gcv(ridges)
-    chosen = _best(scores, ridges, ridge_per_target, func=func, total=sums.weight, xp=xp)
+    chosen = _best(scores, path.resolution(ridges), ridges, ridge_per_target, func=func, total=sums.rows, xp=xp)
     at = path._column(chosen)
     w, b = path.coefficients(at)
     mean = sums.feature_mean if fit_intercept else xp.zeros_like(sums.feature_mean)
@@ -319,18 +329,22 @@ def ridge_model(
     )
 
 
-def _best(scores: Array, ridges: list[float], per_target: bool, *, func: str, total: float, xp: Namespace) -> list[float]:
-    """The ridge of each target: the only one, or that of the least score (the first of equals)."""
+def _best(scores: Array, noise: Array, ridges: list[float], per_target: bool, *, func: str, total: float, xp: Namespace) -> list[float]:
+    """The ridge of each target: the only one, or the largest of those whose score is the least, up to rounding."""
     k = int(scores.shape[-1])
     if len(ridges) == 1:
         return ridges * k
-    judged = scores if per_target else xp.broadcast_to(xp.sum(scores, axis=-1, keepdims=True), tuple(scores.shape))
-    lowest = xp.min(judged, axis=0)
-    if not bool(xp.all(xp.isfinite(lowest))):
+    if not per_target:
+        scores, noise = (xp.broadcast_to(xp.sum(a, axis=-1, keepdims=True), tuple(a.shape)) for a in (scores, noise))
+    if not bool(xp.all(xp.isfinite(xp.min(scores, axis=0)))):
         message = (
             f"{func}: weights must sum to more than the degrees of freedom; got a sum of {total:.3g}. "
             "Weights count rows: scale them to a mean of 1, or pass larger ridges."
         )
         raise ParameterError(message)
-    places = xp.argmin(judged, axis=0)
-    return [ridges[int(places[j])] for j in range(k)]
+    chosen = []
+    for j in range(k):
+        place = int(xp.argmin(scores[:, j]))
+        limit = float(scores[place, j]) + float(noise[place, j])
+        chosen.append(max(ridge for i, ridge in enumerate(ridges) if float(scores[i, j]) <= limit))
+    return chosen

@@ -18,14 +18,23 @@ from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import ParameterError, ShapeError
 
-__all__ = ["RidgeSums", "checked_targets", "checked_weights", "decomposition_rows", "decomposition_sums", "merge_ridge_sums", "ridge_sums", "sums_from_moments"]
+__all__ = [
+    "RidgeSums",
+    "checked_targets",
+    "checked_weights",
+    "decomposition_rows",
+    "decomposition_sums",
+    "merge_ridge_sums",
+    "ridge_sums",
+    "sums_from_moments",
+]
 
 
 class RidgeSums(NamedTuple):
     """What `ridge_sums` returns; all arrays are float64, on the host where the device has none."""
 
-    count: int
-    """Rows of positive weight."""
+    rows: float
+    """How many rows these are for cross-validation: the sum of the weights, unless they are not counts of rows."""
     weight: float
     """Sum of the weights."""
     feature_mean: Array
@@ -70,7 +79,7 @@ def checked_weights(weights: Array, n: int, *, func: str, name: str = "weights",
         raise ParameterError(message)
 
 
-def ridge_sums(features: Any, targets: Any, weights: Any = None) -> RidgeSums:
+def ridge_sums(features: Any, targets: Any, weights: Any = None, *, rows: float | None = None) -> RidgeSums:
     """The sums of one chunk of rows.
 
     Parameters
@@ -79,6 +88,8 @@ def ridge_sums(features: Any, targets: Any, weights: Any = None) -> RidgeSums:
     targets : array, shape (b,) or (b, k)
     weights : array, shape (b,), optional
         Not negative; a row of weight 2 counts as two rows. Default: ones.
+    rows : float, optional
+        How many rows these are, where the weights do not say: such as costs of classes. Default: the sum of the weights.
 
     Returns
     -------
@@ -103,18 +114,19 @@ def ridge_sums(features: Any, targets: Any, weights: Any = None) -> RidgeSums:
     wide = Wide(features, xp=xp)
     f, y = wide.widen(features), wide.widen(checked_targets(targets, n, func=func, name="targets", xp=xp))
     if weights is None:
-        s, weight, count = None, float(n), n
+        s, weight = None, float(n)
     else:
         checked_weights(weights, n, func=func, xp=xp)
         s = wide.widen(weights)[:, None]
-        weight, count = float(wide.xp.sum(s)), int(wide.xp.count_nonzero(s))
+        weight = float(wide.xp.sum(s))
     scale = 1 / weight if weight else 0.0
     feature_mean = scale * wide.xp.sum(f if s is None else s * f, axis=0)
     target_mean = scale * wide.xp.sum(y if s is None else s * y, axis=0)
     f, y = f - feature_mean, y - target_mean
     left, right = (f, y) if s is None else (s * f, s * y)
     transposed = wide.xp.matrix_transpose(left)
-    return RidgeSums(count, weight, feature_mean, target_mean, transposed @ f, transposed @ y, wide.xp.sum(right * y, axis=0))
+    rows = weight if rows is None else rows
+    return RidgeSums(rows, weight, feature_mean, target_mean, transposed @ f, transposed @ y, wide.xp.sum(right * y, axis=0))
 
 
 def merge_ridge_sums(a: RidgeSums, b: RidgeSums) -> RidgeSums:
@@ -125,13 +137,13 @@ def merge_ridge_sums(a: RidgeSums, b: RidgeSums) -> RidgeSums:
     .. [1] Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
     """
     if a.weight == 0 or b.weight == 0:
-        return b if a.weight == 0 else a
+        return (b if a.weight == 0 else a)._replace(rows=a.rows + b.rows)
     weight = a.weight + b.weight
     share = b.weight / weight
     df, dy = b.feature_mean - a.feature_mean, b.target_mean - a.target_mean
     scale = a.weight * share
     return RidgeSums(
-        a.count + b.count,
+        a.rows + b.rows,
         weight,
         a.feature_mean + share * df,
         a.target_mean + share * dy,
@@ -142,7 +154,7 @@ def merge_ridge_sums(a: RidgeSums, b: RidgeSums) -> RidgeSums:
 
 
 def sums_from_moments(
-    gram: Array, cross: Array, squares: Array, feature_sum: Array, target_sum: Array, weight: float, count: int, *, target_shift: Array
+    gram: Array, cross: Array, squares: Array, feature_sum: Array, target_sum: Array, weight: float, rows: float, *, target_shift: Array
 ) -> RidgeSums:
     """Centered sums from plain ones, such as a pass over chunks adds up.
 
@@ -154,15 +166,15 @@ def sums_from_moments(
         Sums of s F and of s (y - shift).
     weight : float
         Sum of the weights.
-    count : int
-        Rows of positive weight.
+    rows : float
+        How many rows these are: usually `weight`.
     target_shift : array, shape (k,)
         What was subtracted from the targets, roughly their mean: the closer, the fewer digits are lost.
     """
     scale = 1 / weight if weight else 0.0
     feature_mean, target_mean = scale * feature_sum, scale * target_sum
     return RidgeSums(
-        count,
+        rows,
         weight,
         feature_mean,
         target_mean + target_shift,
@@ -172,7 +184,9 @@ def sums_from_moments(
     )
 
 
-def decomposition_sums(d: NystromDecomposition, y: Any, weights: Any = None, *, func: str = "decomposition_sums") -> RidgeSums:
+def decomposition_sums(
+    d: NystromDecomposition, y: Any, weights: Any = None, *, rows: float | None = None, func: str = "decomposition_sums"
+) -> RidgeSums:
     """The sums over all rows of a decomposition, from its features.
 
     Parameters
@@ -180,6 +194,8 @@ def decomposition_sums(d: NystromDecomposition, y: Any, weights: Any = None, *, 
     d : NystromDecomposition
     y : array, shape (n,) or (n, k)
     weights : array, shape (n,), optional
+    rows : float, optional
+        As in `ridge_sums`.
 
     Notes
     -----
@@ -206,13 +222,14 @@ def decomposition_sums(d: NystromDecomposition, y: Any, weights: Any = None, *, 
         squares = squares + wxp.sum(right * part, axis=0)
     if weights is None:
         rotation, values = d._summary.rotation, d._summary.eigenvalues
-        gram, weight, count = (rotation * values) @ wxp.matrix_transpose(rotation), float(n), n
+        gram, weight = (rotation * values) @ wxp.matrix_transpose(rotation), float(n)
     else:
-        weight, count = float(wxp.sum(weights)), int(wxp.count_nonzero(weights))
+        weight = float(wxp.sum(weights))
     if not (weight > 0 and math.isfinite(weight)):
         message = f"{func}: weights must have a positive, finite sum; got {weight}. Give some row a weight."
         raise ParameterError(message)
-    return sums_from_moments(gram, cross, squares, feature_sum, target_sum, weight, count, target_shift=shift)
+    rows = weight if rows is None else rows
+    return sums_from_moments(gram, cross, squares, feature_sum, target_sum, weight, rows, target_shift=shift)
 
 
 def decomposition_rows(d: NystromDecomposition, y: Array, weights: Array | None = None) -> Iterator[tuple[Array, Array, Array | None]]:

@@ -18,10 +18,11 @@ from softlinalg._kernels import Gaussian, Laplacian, Matern
 from softlinalg._landmark_rows import distinct_rows
 from softlinalg._landmarks import select_landmarks
 from softlinalg._nystrom import NystromDecomposition, nystrom
+from softlinalg._ridge_sums import checked_weights
 from softlinalg._typing import Array, Namespace
-from softlinalg.errors import DuplicateLandmarkWarning, ParameterError, ShapeError
+from softlinalg.errors import DuplicateLandmarkWarning, InputError, ParameterError, ShapeError
 
-__all__ = ["NystromEstimator", "from_host", "is_foreign", "kernel_by_name", "to_host"]
+__all__ = ["FLOATS", "NystromEstimator", "beside", "from_host", "is_foreign", "kernel_by_name", "to_host"]
 
 KERNELS = {"gaussian": Gaussian, "rbf": Gaussian, "laplacian": Laplacian, "matern": Matern}
 """Kernels by name; "rbf" as scikit-learn says it."""
@@ -44,6 +45,17 @@ def from_host(x: Any, like: Any) -> Any:
     return _arrays.from_numpy(x, like, xp=compat.array_namespace(like)) if is_foreign(like) else x
 
 
+def beside(a: Any, X: Any) -> Any:
+    """An array in the library and on the device of X, wherever it was: y and weights follow X."""
+    if not is_foreign(X):
+        return to_host(a) if is_foreign(a) else a
+    if is_foreign(a):
+        a = _arrays.detach(a)
+        if compat.array_namespace(a) is compat.array_namespace(X) and str(compat.device(a)) == str(compat.device(X)):
+            return a
+    return from_host(to_host(a), X)
+
+
 def kernel_by_name(kernel: Any, length_scale: Any, gamma: Any = None, *, func: str) -> Any:
     """A kernel object from a name and a length scale, or the object itself.
 
@@ -55,7 +67,7 @@ def kernel_by_name(kernel: Any, length_scale: Any, gamma: Any = None, *, func: s
     is_default = isinstance(length_scale, str) and length_scale == "median"
     if not isinstance(kernel, str):
         if not is_default or gamma is not None:
-            message = f"{func}: length_scale and gamma belong to kernels given by name; got a {type(kernel).__name__}. Set it in the kernel."
+            message = f"{func}: length_scale and gamma belong to kernels given by name; got a {type(kernel).__name__}. Set it there."
             raise ParameterError(message)
         return kernel
     if kernel not in KERNELS:
@@ -81,8 +93,10 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
         return tags
 
     # ------------------------------------------------------------------------------------------ arrays in
-    def _validated(self, X: Any, *, reset: bool, minimum: int = 1) -> tuple[Array, Namespace]:
-        """Rows as a floating array of its own library, finite, of the width seen in fit."""
+    def _validated(self, X: Any, *, reset: bool, minimum: int = 1, method: str = "") -> tuple[Array, Namespace]:
+        """Rows as a floating array of its own library, finite; of the width, library and device seen in fit, unless `reset`."""
+        if not reset:
+            self._refuse_other_library(X, method)
         if not is_foreign(X):
             X = validate_data(self, X, reset=reset, dtype=FLOATS, ensure_min_samples=minimum)
             return X, compat.array_namespace(X)
@@ -93,7 +107,8 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
             raise ShapeError(message)
         if reset:
             self.n_features_in_ = int(X.shape[1])
-            vars(self).pop("feature_names_in_", None)
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
         elif int(X.shape[1]) != self.n_features_in_:
             message = f"{func}: X must have {self.n_features_in_} features; got {X.shape[1]}. Use the columns seen in fit."
             raise ShapeError(message)
@@ -101,27 +116,38 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
         _arrays.check_finite(X, func=func, name="X", xp=xp)
         return X, xp
 
+    def _refuse_other_library(self, X: Any, method: str) -> None:
+        fitted = self._map.landmarks
+        same = is_foreign(X) == is_foreign(fitted)
+        if same and is_foreign(X):
+            same = compat.array_namespace(X) is compat.array_namespace(fitted) and str(compat.device(X)) == str(compat.device(fitted))
+        if not same:
+            kinds = [f"{type(a).__module__.split('.')[0]}{f' on {compat.device(a)}' if is_foreign(a) else ''}" for a in (X, fitted)]
+            message = (
+                f"{type(self).__name__}.{method}(): X must use the same namespace and device as in fit; "
+                f"got {kinds[0]} after {kinds[1]}. Convert it."
+            )
+            raise InputError(message)
+
     def _validated_pair(self, X: Any, y: Any, *, reset: bool) -> tuple[Array, Array, Namespace]:
         """Rows and numeric targets, of one library."""
         if not is_foreign(X):
-            X, y = validate_data(
-                self, X, to_host(y) if is_foreign(y) else y, reset=reset, dtype=FLOATS, multi_output=True, y_numeric=True, ensure_min_samples=2
-            )
+            X, y = validate_data(self, X, beside(y, X), reset=reset, dtype=FLOATS, multi_output=True, y_numeric=True, ensure_min_samples=2)
             if y.dtype.kind != "f":
                 y = y.astype(np.float64)
             return X, y, compat.array_namespace(X)
-        X, xp = self._validated(X, reset=reset, minimum=2)
-        y = _arrays.detach(y) if is_foreign(y) else _arrays.from_numpy(np.asarray(y), X, xp=xp)
-        xp, (X, y), _ = _arrays.prepare(type(self).__name__, {"X": X, "y": y})
+        X, xp = self._validated(X, reset=reset, minimum=2, method="partial_fit")
+        xp, (X, y), _ = _arrays.prepare(type(self).__name__, {"X": X, "y": beside(y, X)})
         return X, y, xp
 
     def _validated_weights(self, weights: Any, X: Array, xp: Namespace) -> Array | None:
         """Weights beside X, or None: not negative, not all zero."""
         if weights is None:
             return None
+        weights = beside(weights, X)
         if is_foreign(X):
-            weights = _arrays.detach(weights) if is_foreign(weights) else _arrays.from_numpy(np.asarray(weights), X, xp=xp)
             xp, (_, weights), _ = _arrays.prepare(type(self).__name__, {"X": X, "sample_weight": weights})
+            checked_weights(weights, int(X.shape[0]), func=type(self).__name__, name="sample_weight", xp=xp)
         else:
             weights = _check_sample_weight(weights, X, dtype=np.float64, ensure_non_negative=True)
         if not bool(xp.any(weights > 0)):
@@ -150,7 +176,7 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
                     rows = select_landmarks(rows, count, method=landmarks, kernel=kernel, rng=seed, check_finite=False)
                 landmarks = rows
             elif not isinstance(landmarks, str):
-                landmarks = from_host(to_host(landmarks), X)
+                landmarks = beside(landmarks, X)
             return nystrom(X, kernel, tol=tol, landmarks=landmarks, rng=seed, store_features=store, check_finite=False)
 
     @staticmethod

@@ -86,10 +86,10 @@ class NystromSpectralClustering(ClusterMixin, NystromEstimator):  # type: ignore
         count = self._checked_count(self.n_clusters, func=type(self).__name__)
         found = spectral_embedding(d, min(count, d.rank), func=type(self).__name__)
         self._directions = found.directions
-        self.embedding_, self.eigenvalues_ = found.rows, to_host(found.eigenvalues)
+        self.embedding_, self.eigenvalues_ = found.rows, found.eigenvalues
         seed = check_random_state(self.random_state)
         self._means = KMeans(count, n_init=self.n_init, random_state=seed).fit(np.asarray(to_host(found.rows), dtype=np.float64))
-        self.labels_ = self._labels(found.rows, X)
+        self.labels_ = from_host(self._means.labels_.astype(np.int64), X)
         return self
 
     def _labels(self, rows: Array, X: Array) -> Any:
@@ -103,7 +103,7 @@ class NystromSpectralClustering(ClusterMixin, NystromEstimator):  # type: ignore
         X : array, shape (q, d)
         """
         check_is_fitted(self)
-        X, xp = self._validated(X, reset=False)
+        X, _ = self._validated(X, reset=False, method="predict")
         func = type(self).__name__
         rows = self._map.apply(X, lambda f, left: embed_rows(f, self._directions), int(self._directions.shape[1]), func=func)
         return self._labels(rows, X)

@@ -120,7 +120,7 @@ class NystromFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Nystrom
         X : array, shape (q, d)
         """
         check_is_fitted(self)
-        X, xp = self._validated(X, reset=False)
+        X, xp = self._validated(X, reset=False, method="transform")
         return xp.astype(self._map(X, func=type(self).__name__), X.dtype, copy=False)
 
 
@@ -204,7 +204,7 @@ class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstim
         """
         if not hasattr(self, "_map"):
             return self.fit(X)
-        X, xp = self._validated(X, reset=False)
+        X, xp = self._validated(X, reset=False, method="partial_fit")
         sums = self._sums
         for start, stop, features in self._map.blocks(self._map.checked(X, func=type(self).__name__)[0], xp=xp):
             sums = merge_ridge_sums(sums, ridge_sums(features, X[start:stop, 0]))
@@ -234,5 +234,5 @@ class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstim
         X : array, shape (q, d)
         """
         check_is_fitted(self)
-        X, xp = self._validated(X, reset=False)
+        X, xp = self._validated(X, reset=False, method="transform")
         return xp.astype(self._map.combine(X, self._folded, self._shift, func=type(self).__name__), X.dtype, copy=False)

@@ -56,12 +56,12 @@ class _RidgeEstimator(NystromEstimator):
         self.progress = progress
         self.random_state = random_state
 
-    def _fit(self, X: Array, targets: Array, weights: Array | None, xp: Namespace) -> None:
+    def _fit(self, X: Array, targets: Array, weights: Array | None, xp: Namespace, count: float | None = None) -> None:
         func = type(self).__name__
         d = self._approximated(X, weights, self.rank, xp)
         self._map = map_of(d)
         self.landmarks_, self.kernel_, self.error_ = d.landmarks, d.kernel, d.relative_trace_error
-        sums = decomposition_sums(d, targets, weights, func=func)
+        sums = decomposition_sums(d, targets, weights, rows=count, func=func)
         rows = decomposition_rows(d, targets, weights) if self.selection == "loo" else None
         self._solve(sums, rows)
         self._dual = None
@@ -87,9 +87,10 @@ class _RidgeEstimator(NystromEstimator):
             func=type(self).__name__,
         )
         self._folded = self._map.fold(model.coefficients)
-        self.ridges_, self.scores_ = np.asarray(model.ridges), to_host(model.scores)
+        self.ridges_ = from_host(np.asarray(model.ridges), model.scores)
+        self.scores_ = model.scores
 
-    def _more_rows(self, X: Array, targets: Array, weights: Array | None, xp: Namespace) -> None:
+    def _more_rows(self, X: Array, targets: Array, weights: Array | None, xp: Namespace, counts: Array | None = None) -> None:
         """The sums of further rows, on the landmarks that are settled."""
         func = type(self).__name__
         if self.exact or self.selection == "loo":
@@ -97,11 +98,13 @@ class _RidgeEstimator(NystromEstimator):
             message = f'{func}: partial_fit needs exact=False and selection="gcv", since it keeps no rows; got {what}. Use fit.'
             raise ParameterError(message)
         if not hasattr(self, "_map"):
-            self._fit(X, targets, weights, xp)
+            self._fit(X, targets, weights, xp, None if counts is None else float(xp.sum(counts)))
             return
         sums = self._sums
         for start, stop, features in self._map.blocks(self._map.checked(X, func=func)[0], xp=xp):
-            chunk = ridge_sums(features, targets[start:stop, :], None if weights is None else weights[start:stop])
+            own = None if weights is None else weights[start:stop]
+            count = None if counts is None else float(xp.sum(counts[start:stop]))
+            chunk = ridge_sums(features, targets[start:stop, :], own, rows=count)
             sums = merge_ridge_sums(sums, chunk)
         self._solve(sums, None)
 
@@ -251,12 +254,12 @@ class NystromRidge(MultiOutputMixin, RegressorMixin, _RidgeEstimator):  # type: 
             ``return_std=True`` of a model with ``exact=True``, whose variances would take the factors of an n x n matrix.
         """
         check_is_fitted(self)
-        X, xp = self._validated(X, reset=False)
+        X, xp = self._validated(X, reset=False, method="predict")
         mean = self._shaped(self._predicted(X, xp), X, xp)
         if not return_std:
             return mean
         if self._dual is not None:
-            message = f"{type(self).__name__}: return_std needs exact=False; got a model with exact=True. Fit one without it for deviations."
+            message = f"{type(self).__name__}: return_std needs exact=False; got a model with exact=True. Fit one without it."
             raise ParameterError(message)
         deviation = self._map.apply(X, self._model.deviation, int(self._model.ridge.shape[0]), func=type(self).__name__)
         return mean, self._shaped(deviation, X, xp)
@@ -330,13 +333,17 @@ class NystromRidgeClassifier(ClassifierMixin, _RidgeEstimator):  # type: ignore[
         )
         self.class_weight = class_weight
 
+    @property
+    def _host_classes(self) -> np.ndarray[Any, Any]:
+        return to_host(self.classes_)
+
     def _labelled(self, X: Any, y: Any, *, reset: bool) -> tuple[Array, np.ndarray[Any, Any], Namespace]:
         """Rows, and labels on the host."""
         if not is_foreign(X):
             X, labels = validate_data(self, X, to_host(y) if is_foreign(y) else y, reset=reset, dtype=FLOATS, ensure_min_samples=2)
             xp = compat.array_namespace(X)
         else:
-            X, xp = self._validated(X, reset=reset, minimum=2)
+            X, xp = self._validated(X, reset=reset, minimum=2, method="partial_fit")
             labels = np.asarray(to_host(y))
             if labels.shape != (int(X.shape[0]),):
                 message = f"{type(self).__name__}: y must have shape ({X.shape[0]},); got {labels.shape}. Pass one label per row."
@@ -356,9 +363,9 @@ class NystromRidgeClassifier(ClassifierMixin, _RidgeEstimator):  # type: ignore[
             Not negative: how often each row counts.
         """
         X, labels, xp = self._labelled(X, y, reset=True)
-        self._settle_classes(np.unique(labels), y)
-        weights = self._weighted(labels, self._validated_weights(sample_weight, X, xp), X, xp)
-        self._fit(X, self._coded(labels, X, xp), weights, xp)
+        self._settle_classes(np.unique(labels), X)
+        weights, counts = self._weighted(labels, self._validated_weights(sample_weight, X, xp), X, xp)
+        self._fit(X, self._coded(labels, X, xp), weights, xp, None if counts is None else float(xp.sum(counts)))
         self.ridge_ = float(self._model.ridge[0])
         return self
 
@@ -381,26 +388,25 @@ class NystromRidgeClassifier(ClassifierMixin, _RidgeEstimator):  # type: ignore[
             )
             raise ParameterError(message)
         if first:
-            self._settle_classes(np.unique(labels if classes is None else to_host(classes)), y)
-        weights = self._weighted(labels, self._validated_weights(sample_weight, X, xp), X, xp)
-        self._more_rows(X, self._coded(labels, X, xp), weights, xp)
+            self._settle_classes(np.unique(labels if classes is None else to_host(classes)), X)
+        weights, counts = self._weighted(labels, self._validated_weights(sample_weight, X, xp), X, xp)
+        self._more_rows(X, self._coded(labels, X, xp), weights, xp, counts)
         self.ridge_ = float(self._model.ridge[0])
         return self
 
-    def _settle_classes(self, classes: np.ndarray[Any, Any], y: Any) -> None:
+    def _settle_classes(self, classes: np.ndarray[Any, Any], X: Any) -> None:
         if len(classes) < 2:
             message = f"{type(self).__name__}: y must have two classes or more; got one class. Add rows of another."
             raise ParameterError(message)
-        self._host_classes = classes
-        self.classes_ = from_host(classes, y)
+        self.classes_ = from_host(classes, X) if classes.dtype.kind in "biuf" else classes
 
-    def _weighted(self, labels: np.ndarray[Any, Any], weights: Array | None, X: Array, xp: Namespace) -> Array | None:
-        """Sample weights times class weights."""
+    def _weighted(self, labels: np.ndarray[Any, Any], weights: Array | None, X: Array, xp: Namespace) -> tuple[Array | None, Array | None]:
+        """Sample weights times class weights, and how many rows each row counts for, which class weights do not change."""
         if self.class_weight is None:
-            return weights
+            return weights, None
         by_class = compute_class_weight(self.class_weight, classes=self._host_classes, y=labels)
         own = from_host(by_class[np.searchsorted(self._host_classes, labels)], X)
-        return own if weights is None else own * xp.astype(weights, own.dtype)
+        return (own, xp.ones_like(own)) if weights is None else (own * xp.astype(weights, own.dtype), weights)
 
     def _coded(self, labels: np.ndarray[Any, Any], X: Array, xp: Namespace) -> Array:
         """1 for a row's class, -1 for others, shape (n, K); of two classes one column."""
@@ -419,17 +425,21 @@ class NystromRidgeClassifier(ClassifierMixin, _RidgeEstimator):  # type: ignore[
         X : array, shape (q, d)
         """
         check_is_fitted(self)
-        X, xp = self._validated(X, reset=False)
+        return self._decisions(X, "decision_function")
+
+    def _decisions(self, X: Any, method: str) -> Array:
+        X, xp = self._validated(X, reset=False, method=method)
         values = self._predicted(X, xp)
-        return values[:, 0] if len(self._host_classes) == 2 else values
+        return values[:, 0] if self.classes_.shape[0] == 2 else values
 
     def predict(self, X: Any) -> Any:
-        """Labels, shape (q,), in the library of the labels in fit.
+        """Labels, shape (q,), in the library of `X` unless they are strings.
 
         Parameters
         ----------
         X : array, shape (q, d)
         """
-        scores = to_host(self.decision_function(X))
+        check_is_fitted(self)
+        scores = to_host(self._decisions(X, "predict"))
         places = (scores > 0).astype(np.int64) if scores.ndim == 1 else np.argmax(scores, axis=1)
         return from_host(self._host_classes[places], self.classes_)

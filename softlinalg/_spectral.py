@@ -32,7 +32,9 @@ class PrincipalComponents(NamedTuple):
         return -(self.mean @ self.directions)
 
 
-def principal_components(sums: RidgeSums, count: int | None, *, left_out: float = 0.0, func: str = "principal_components") -> PrincipalComponents:
+def principal_components(
+    sums: RidgeSums, count: int | None, *, left_out: float = 0.0, func: str = "principal_components"
+) -> PrincipalComponents:
     r"""Kernel principal components of the approximated kernel: eigenvectors of the centered Gram matrix of the features.
 
     Parameters
@@ -121,7 +123,9 @@ def spectral_embedding(d: NystromDecomposition, count: int, *, func: str = "spec
     """
     wide, xp = d._wide, d._wide.xp
     if count > d.rank:
-        message = f"{func}: n_clusters must be at most the rank of the features, {d.rank}; got {count}. Ask for fewer, or use more landmarks."
+        message = (
+            f"{func}: n_clusters must be at most the rank of the features, {d.rank}; got {count}. Ask for fewer, or use more landmarks."
+        )
         raise ParameterError(message)
     degree_map = wide.zeros(d.rank)
     for _, _, features in d._blocks():
