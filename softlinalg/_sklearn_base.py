@@ -18,6 +18,7 @@ from softlinalg._kernels import Gaussian, Laplacian, Matern
 from softlinalg._landmark_rows import distinct_rows
 from softlinalg._landmarks import select_landmarks
 from softlinalg._nystrom import NystromDecomposition, nystrom
+from softlinalg._ridge_length_scales import learn_length_scales
 from softlinalg._ridge_sums import checked_weights
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import DuplicateLandmarkWarning, InputError, ParameterError, ShapeError
@@ -157,12 +158,23 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------ the approximation
     def _approximated(
-        self, X: Array, weights: Array | None, count: int | None, xp: Namespace, *, gamma: Any = None, store: bool | str = "auto"
+        self,
+        X: Array,
+        weights: Array | None,
+        count: int | None,
+        xp: Namespace,
+        *,
+        gamma: Any = None,
+        store: bool | str = "auto",
+        targets: Array | None = None,
     ) -> NystromDecomposition:
         """The approximation on landmarks chosen from the different rows of positive weight."""
         func = type(self).__name__
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        kernel = kernel_by_name(self.kernel, self.length_scale, gamma, func=func)
+        learns = targets is not None and isinstance(self.length_scale, str) and self.length_scale == "learned"
+        kernel = kernel_by_name(self.kernel, "median" if learns else self.length_scale, gamma, func=func)
+        if learns:
+            kernel = learn_length_scales(X, targets, kernel, weights=weights, rng=seed).kernel
         rows = distinct_rows(X, weights, xp=xp)
         if isinstance(getattr(kernel, "length_scale", None), str):
             # Equal rows have no median distance; their kernel values are 1 at every scale.
