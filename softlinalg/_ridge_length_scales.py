@@ -7,7 +7,8 @@ negative logarithm of the likelihood, maximized over the amplitude of each targe
 .. math:: \tfrac12 \sum_j n \log y_j^T A^{-1} y_j + \tfrac{k}{2} \log \det A,
 
 with derivative :math:`\mathrm{tr}(G\, dA)`, :math:`2 G = k A^{-1} - n \sum_j a_j a_j^T / (y_j^T a_j)`, :math:`a_j = A^{-1} y_j` [1]_. It is
-minimized over the logarithms of l and of the ridge by L-BFGS. A weak prior on the logarithms keeps the scales of columns that do not matter finite.
+minimized over the logarithms of l and of the ridge by L-BFGS. A weak prior on the logarithms keeps the scales of columns that do not
+matter finite.
 
 References
 ----------

@@ -81,7 +81,7 @@ def flights() -> tuple[np.ndarray, np.ndarray]:
         "latitude": table["dest"].map(airports["lat"]),
         "longitude": table["dest"].map(airports["lon"]),
         **{name: table[name] for name in measured},
-        **{f"weekday {day}": days.dt.dayofweek == day for day in range(7)},
+        **{f"weekday {day}": days.dt.day_of_week == day for day in range(7)},
     }
     x = pd.DataFrame(columns).astype(np.float64)
     x = x.fillna(x.mean())
