@@ -290,14 +290,16 @@ def report(parts: list[dict[str, Any]]) -> None:
         )
         print(f"Nystroem + Ridge: scale {scale / found['median']:.3g} medians, ridge {ridge:g}, found in {seconds:.0f} s")
         print(f"against the exact kernel on 8,000 rows: {part.get('exact')}\n")
-        print("| method | rank | error | fit, s | predict, s |\n|-|-|-|-|-|")
-        for method, rank in dict.fromkeys(
-            (run["method"], run["rank"]) for run in sorted(runs, key=lambda run: (run["rank"] or 9999, run["method"]))
-        ):
-            e, f, p = (summary(runs, method, rank, key) for key in ("error", "fit", "predict"))
-            print(
-                f"| {method} | {rank or ''} | {e[0]:.{digits}f} ({e[1]:.{digits}f} .. {e[2]:.{digits}f}) | {f[0]:.2f} ({f[1]:.2f} .. {f[2]:.2f}) | {p[0]:.3f} |"
-            )
+        print("| method | rank 64 | rank 128 | rank 256 | rank 512 | fit at 512, s | predict, s |\n|-|-|-|-|-|-|-|")
+        for method in dict.fromkeys(run["method"] for run in sorted(runs, key=lambda run: (run["rank"] == 0, run["method"]))):
+            ranks = RANKS if any(run["method"] == method and run["rank"] for run in runs) else (0,)
+            cells = []
+            for rank in ranks:
+                middle, least, most = summary(runs, method, rank, "error")
+                cells.append(f"{middle:.{digits}f} ({least:.{digits}f}-{most:.{digits}f})")
+            cells = cells if len(cells) == len(RANKS) else ["", "", "", f"no rank: {cells[0]}"]
+            f, p = (summary(runs, method, ranks[-1], key) for key in ("fit", "predict"))
+            print(f"| {method} | {' | '.join(cells)} | {f[0]:.2f} ({f[1]:.2f}-{f[2]:.2f}) | {p[0]:.3f} |")
 
 
 def plot(parts: list[dict[str, Any]], path: Path) -> None:
