@@ -14,7 +14,7 @@ DISTINCT_ROWS = 10_000
 
 
 def distinct_rows(x: Array, weights: Array | None = None, *, xp: Namespace) -> Array:
-    """The different rows of positive weight, in an order of their own; of more than `DISTINCT_ROWS` rows all of positive weight, as they are.
+    """The different rows of positive weight, in an order of their own; of more than `DISTINCT_ROWS` all of positive weight, as they are.
 
     A choice made from these does not depend on the order of the rows, nor on whether a row is repeated or has weight 2.
 

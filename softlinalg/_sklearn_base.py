@@ -133,11 +133,13 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
     def _validated_pair(self, X: Any, y: Any, *, reset: bool) -> tuple[Array, Array, Namespace]:
         """Rows and numeric targets, of one library."""
         if not is_foreign(X):
-            X, y = validate_data(self, X, beside(y, X), reset=reset, dtype=FLOATS, multi_output=True, y_numeric=True, ensure_min_samples=2)
+            X, y = validate_data(
+                self, X, beside(y, X), reset=reset, dtype=FLOATS, multi_output=True, y_numeric=True, ensure_min_samples=2 if reset else 1
+            )
             if y.dtype.kind != "f":
                 y = y.astype(np.float64)
             return X, y, compat.array_namespace(X)
-        X, xp = self._validated(X, reset=reset, minimum=2, method="partial_fit")
+        X, xp = self._validated(X, reset=reset, minimum=2 if reset else 1, method="partial_fit")
         xp, (X, y), _ = _arrays.prepare(type(self).__name__, {"X": X, "y": beside(y, X)})
         return X, y, xp
 

@@ -341,10 +341,12 @@ class NystromRidgeClassifier(ClassifierMixin, _RidgeEstimator):  # type: ignore[
     def _labelled(self, X: Any, y: Any, *, reset: bool) -> tuple[Array, np.ndarray[Any, Any], Namespace]:
         """Rows, and labels on the host."""
         if not is_foreign(X):
-            X, labels = validate_data(self, X, to_host(y) if is_foreign(y) else y, reset=reset, dtype=FLOATS, ensure_min_samples=2)
+            X, labels = validate_data(
+                self, X, to_host(y) if is_foreign(y) else y, reset=reset, dtype=FLOATS, ensure_min_samples=2 if reset else 1
+            )
             xp = compat.array_namespace(X)
         else:
-            X, xp = self._validated(X, reset=reset, minimum=2, method="partial_fit")
+            X, xp = self._validated(X, reset=reset, minimum=2 if reset else 1, method="partial_fit")
             labels = np.asarray(to_host(y))
             if labels.shape != (int(X.shape[0]),):
                 message = f"{type(self).__name__}: y must have shape ({X.shape[0]},); got {labels.shape}. Pass one label per row."

@@ -442,9 +442,18 @@ def test_what_keeps_no_rows_cannot_go_on_with_batches():
 
 
 def test_weights_of_zero_alone_are_refused():
+    torch = pytest.importorskip("torch")
     x, y = problem(40)
-    with pytest.raises(errors.ParameterError, match=r"^NystromRidge: sample_weight must have a positive value; got zeros"):
+    with pytest.raises(ValueError, match="non-zero"):
         NystromRidge().fit(x, y, np.zeros(40))
+    with pytest.raises(errors.ParameterError, match=r"^NystromRidge: sample_weight must have a positive value; got zeros"):
+        NystromRidge().fit(torch.tensor(x), torch.tensor(y), torch.zeros(40))
+
+
+def test_a_batch_may_hold_one_row():
+    x, y = problem(40)
+    model = NystromRidge(rank=10, random_state=0).partial_fit(x, y)
+    assert model.partial_fit(x[:1], y[:1]).predict(x[:1]).shape == (1,)
 
 
 def test_foreign_arrays_are_checked_like_our_own():
