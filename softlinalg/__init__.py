@@ -33,9 +33,13 @@ _SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "softlinalg._landmarks": ("refine_landmarks", "select_landmark_indices", "select_landmarks"),
     "softlinalg._attention": ("soft_attention",),
+    "softlinalg._conjugate_gradients": ("KernelRidgeSolution", "solve_kernel_ridge"),
     "softlinalg._nystrom": ("NystromDecomposition", "nystrom"),
 }
 _ORIGIN = {name: module for module, names in _SOURCES.items() for name in names}
+
+_SUBMODULES = ("errors", "sklearn")
+"""Imported when they are first named; those of a framework are not listed in `__all__`, since it may be missing."""
 
 __all__ = [*sorted(_ORIGIN), "__version__", "errors"]
 
@@ -43,7 +47,7 @@ __all__ = [*sorted(_ORIGIN), "__version__", "errors"]
 def __getattr__(name: str) -> Any:
     if name in _ORIGIN:
         value = getattr(importlib.import_module(_ORIGIN[name]), name)
-    elif name in ("errors",):
+    elif name in _SUBMODULES:
         value = importlib.import_module(f"softlinalg.{name}")
     else:
         message = f"module 'softlinalg' has no attribute {name!r}"

@@ -458,7 +458,10 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
         return np.asarray((x.float() if dtype_name(x.dtype) == "bfloat16" else x).numpy())
     if compat.is_cupy_array(x):
         return np.asarray(x.get())
-    return np.asarray(x)
+    try:
+        return np.asarray(x)
+    except (RuntimeError, TypeError, ValueError):  # on a device that NumPy cannot read
+        return np.asarray(x.to_device(compat.array_namespace(x).__array_namespace_info__().default_device()))
 
 
 def host_view(x: Array, *, xp: Namespace) -> tuple[Array, Namespace]:

