@@ -48,16 +48,20 @@ def test_scikit_learn_finds_nothing_wrong(estimator, check):
 
 
 ARRAY_API = """
-import collections, sys
-from sklearn.utils.estimator_checks import check_estimator
+import sys, unittest
+from sklearn.utils.estimator_checks import estimator_checks_generator
 import softlinalg.sklearn
 for name in softlinalg.sklearn.__all__:
-    found = check_estimator(getattr(softlinalg.sklearn, name)(), on_fail=None, on_skip=None)
-    found = [result for result in found if "array_api" in result["check_name"]]
-    failed = [(result["check_name"], repr(result["exception"])[:300]) for result in found if result["status"] == "failed"]
-    passed = sum(result["status"] == "passed" for result in found)
-    print(name, passed, failed)
-    if failed or passed < 5:
+    passed = 0
+    for estimator, check in estimator_checks_generator(getattr(softlinalg.sklearn, name)()):
+        if "array_api" in str(getattr(check, "func", check)):
+            try:
+                check(estimator)
+                passed += 1
+            except unittest.SkipTest:
+                pass
+    print(name, passed)
+    if passed < 5:
         sys.exit(1)
 """
 
@@ -359,8 +363,7 @@ def test_copies_and_pickles_predict_the_same(kind):
         assert np.array_equal(getattr(other, method)(x), getattr(model, method)(x))
 
 
-@pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("kind", "dtype"), [*((kind, "float32") for kind in ALL), (NystromRidge, "float64")])
 def test_arrays_of_other_libraries_stay_what_they_are(backend, kind, dtype):
     x, y = problem(120)
     labels = (y > 0).astype(int)
