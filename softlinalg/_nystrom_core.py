@@ -449,8 +449,8 @@ def kernel_unit(kernel: Any, landmarks: Array, *, func: str, xp: Namespace) -> f
     return max(_arrays.eps(landmarks.dtype), error if math.isfinite(error) else 0.0)
 
 
-def progress_bar(total: int, description: str, *, shown: bool) -> AbstractContextManager[Callable[[int], Any]]:
-    """A context whose value is called with the rows done: a bar with rows per second, or nothing."""
+def progress_bar(total: int | None, description: str, *, shown: bool) -> AbstractContextManager[Callable[[int], Any]]:
+    """A context whose value is called with the rows done: a bar with rows per second, and the time left if `total` is known; or nothing."""
     if not shown:
         return nullcontext(lambda _: None)
     from tqdm.auto import tqdm  # imported late: `import softlinalg` stays quick
