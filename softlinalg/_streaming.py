@@ -26,7 +26,18 @@ from softlinalg._streaming_tasks import FeatureTask, LloydTask, SampleTask, Stat
 from softlinalg._typing import RngLike
 from softlinalg.errors import InputError, NonFiniteError, ParameterError, ShapeError
 
-__all__ = ["Call", "StreamedNystrom", "as_source", "assembled", "checked_call", "nystrom_stream", "open_rows", "stream"]
+__all__ = [
+    "Call",
+    "StreamedNystrom",
+    "as_source",
+    "assembled",
+    "checked_call",
+    "default_chunk_size",
+    "default_sample_size",
+    "nystrom_stream",
+    "open_rows",
+    "stream",
+]
 
 SAMPLE_ROWS = 100
 """Rows per landmark in the sample among which landmarks are chosen: what the default method looks at."""
@@ -80,6 +91,10 @@ class Engine(Protocol):
 
     def call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         """The result of a function."""
+        ...
+
+    def prefix(self) -> tuple[Host, Host | None]:
+        """The first chunk and its targets."""
         ...
 
     def sample(self, task: SampleTask) -> tuple[Any, Any]:
@@ -360,6 +375,12 @@ def default_chunk_size(m: int, d: int) -> int:
     return int(min(65_536, max(1024, 2 ** (most.bit_length() - 1))))
 
 
+def default_sample_size(m: int, d: int, dtype: Any) -> int:
+    """Rows of the sample for m landmarks among rows of d features."""
+    fitting = SAMPLE_BYTES // (int(np.dtype(dtype).itemsize) * d)
+    return int(max(PROBED_ROWS, LEAST_SAMPLE_ROWS * m, min(SAMPLE_ROWS * m, fitting)))
+
+
 def _points(values: Any, columns: int, dtype: Any, *, func: str, name: str) -> Host:
     host = np.asarray(_arrays.to_numpy(values) if hasattr(values, "shape") else values)
     if host.ndim != 2 or len(host) == 0 or host.shape[1] != columns or host.dtype.kind not in "biuf":
@@ -374,8 +395,7 @@ def _points(values: Any, columns: int, dtype: Any, *, func: str, name: str) -> H
 def _sample_size(sample: Any, m: int, columns: int, dtype: Any, *, func: str) -> Host | int:
     """The rows given, or how many to draw."""
     if sample is None:
-        fitting = SAMPLE_BYTES // (int(np.dtype(dtype).itemsize) * columns)
-        return int(max(PROBED_ROWS, LEAST_SAMPLE_ROWS * m, min(SAMPLE_ROWS * m, fitting)))
+        return default_sample_size(m, columns, dtype)
     if hasattr(sample, "shape") or isinstance(sample, list | tuple):
         points = _points(sample, columns, dtype, func=func, name="sample")
         if len(points) < m:
@@ -468,7 +488,7 @@ def stream(engine: Any, call: Call, checkpoint: Checkpoint | None = None, *, pre
 def _sample(engine: Any, call: Call, *, prefix: bool) -> tuple[Any, Host]:
     """Rows to choose landmarks from (perhaps elsewhere), and the mean of their targets."""
     if isinstance(call.sample, np.ndarray):
-        return call.sample, np.zeros(call.targets)
+        return call.sample, np.zeros(0) if not call.targets else engine.prefix()[1].mean(axis=0)
     if prefix:
         x, y = engine.prefix()
     else:

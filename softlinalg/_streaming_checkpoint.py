@@ -50,7 +50,8 @@ def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Hos
     text = json_bytes({**header, "version": VERSION, "arrays": listed})
     digest = hashlib.sha256()
     with replacing(path) as file:
-        for part in (MAGIC, struct.pack("<Q", len(text)), text, *(memoryview(a.reshape(-1).view(np.uint8)) for a in host.values())):
+        parts: list[Any] = [MAGIC, struct.pack("<Q", len(text)), text, *(a.reshape(-1).view(np.uint8).data for a in host.values())]
+        for part in parts:
             digest.update(part)
             file.write(part)
         file.write(digest.digest())

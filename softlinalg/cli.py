@@ -1,4 +1,4 @@
-"""The command `softlinalg`: the low-rank approximation of a kernel matrix from a file, and a demonstration.
+"""The command `softlinalg`: the low-rank approximation of a kernel matrix from a file, regression on it, and a demonstration.
 
 An adapter: it reads and shows, the core computes. Everything heavy is imported once the options are understood; without
 pandas or matplotlib one line names the extra that brings them.
@@ -32,6 +32,18 @@ def _demo(arguments: argparse.Namespace) -> None:
     _cli_demo.run(arguments.output_dir, quick=arguments.quick, quiet=arguments.quiet)
 
 
+def _fit(arguments: argparse.Namespace) -> None:
+    from softlinalg import _cli_fit
+
+    _cli_fit.run_fit(arguments)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from softlinalg import _cli_fit
+
+    _cli_fit.run_predict(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -53,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", SoftlinalgWarning)
             if not debug:
                 warnings.showwarning = _show_warning
-            arguments = make_parser(_approximate, _demo).parse_args(given)
+            arguments = make_parser(_approximate, _demo, _fit, _predict).parse_args(given)
             arguments.run(arguments)
             sys.stdout.flush()
             return 0

@@ -328,6 +328,12 @@ class _ClusterEngine:
         future = self._client.submit(_single, function, *arguments, pure=False, **settings)
         return self._result(future, [], None)
 
+    def prefix(self) -> tuple[Host, Host | None]:
+        """The first chunk and its targets."""
+        x, y = (None if block is None else np.asarray(self._client.compute(block).result()) for block in (self._x[0], self._y[0]))
+        assert x is not None  # it is a block
+        return x, y
+
     def sample(self, task: SampleTask) -> tuple[Any, Any]:
         """Rows and targets, as futures."""
         root, _ = self._graph(task)
