@@ -284,7 +284,7 @@ def _rows_for(model: RidgeModel, arguments: argparse.Namespace) -> RowSource:
 
     def filled(x: Host, y: Host | None) -> Block:
         bad = ~np.isfinite(x)
-        return np.where(bad, 0, x).astype(x.dtype, copy=False), bad.any(axis=1, keepdims=True).astype(np.float64)
+        return np.where(bad, 0, x).astype(x.dtype, copy=False), np.asarray(bad.any(axis=1, keepdims=True), dtype=np.float64)
 
     marked = MappedRows(rows, filled, columns=rows.columns, dtype=rows.dtype)
     marked.targets = 1
@@ -302,7 +302,7 @@ class _NpyWriter:
 
     def write(self, values: Host) -> None:
         """Some rows."""
-        self._file.write(memoryview(np.ascontiguousarray(values, dtype="<f8").reshape(-1).view(np.uint8)))
+        self._file.write(np.ascontiguousarray(values, dtype="<f8").tobytes())
         self._count += len(values)
 
     def close(self) -> int:

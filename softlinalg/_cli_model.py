@@ -54,7 +54,7 @@ class RidgeModel:
 
     def predict(self, x: Host) -> Host:
         """Predictions for rows, shape (b, k), float64."""
-        return self.decomposition.features(self.prepared(x)).astype(np.float64) @ self.coefficients + self.intercept
+        return np.asarray(self.decomposition.features(self.prepared(x)).astype(np.float64) @ self.coefficients + self.intercept)
 
 
 def check_folder(folder: Path) -> None:

@@ -99,7 +99,9 @@ class LocalEngine:
             advance = stack.enter_context(progress_bar(self.rows, label, shown=self._progress))
             waiting: deque[tuple[int, Future[tuple[State, bytes]]]] = deque()
             try:
+                seen = 0
                 for index, (start, x, y) in enumerate(chunks(self.source, self.chunk_size, func=self.func)):
+                    seen = index + 1
                     if index < len(known):
                         _compare(known[index], x, y, start, func=self.func)
                         advance(len(x))
@@ -114,11 +116,16 @@ class LocalEngine:
                     done.add(*future.result())
                     advance(count)
             except BaseException:
+                with contextlib.suppress(Exception):  # the one that is on its way matters more
+                    for _, future in waiting:
+                        if future.cancel():
+                            break
+                        done.add(*future.result())
                 for _, future in waiting:
                     future.cancel()
                 done.save(at_exit=True)
                 raise
-        if len(done.digests) < len(known):
+        if seen < len(known):
             message = (
                 f"{self.func}: source must have all rows that it had; got fewer than the checkpoint has seen. Delete it to begin anew."
             )

@@ -145,17 +145,22 @@ class ArrayRows:
             yield self._copy(self._x, first, last, self.dtype, "source"), y
 
     def take(self, indices: Host) -> Block:
-        """The rows with these (rising) numbers."""
-        parts = [self._some(indices[i : i + 4096]) for i in range(0, len(indices), 4096)]
+        """The rows with these (rising) numbers, checked."""
+        step = 64 if isinstance(self._x, np.memmap) else 4096  # a page that is touched brings in fifteen others
+        parts = [self._some(indices[i : i + step]) for i in range(0, len(indices), step)]
         y = None if self._y is None else np.concatenate([part for _, part in parts if part is not None])
         return np.concatenate([part for part, _ in parts]), y
 
     def _some(self, indices: Host) -> Block:
         x = np.array(_as_host(self._x[indices], func=self._func, name="source"), dtype=self.dtype)
-        _give_back(self._x, 0, int(self.rows or 0))
+        _give_back(self._x, int(indices[0]), int(indices[-1]) + 1)
+        _check_rows("source", x, indices, func=self._func)
         if self._y is None:
             return x, None
-        return x, np.array(_as_host(self._y[indices], func=self._func, name="targets"), dtype=np.float64).reshape(len(indices), -1)
+        y = np.array(_as_host(self._y[indices], func=self._func, name="targets"), dtype=np.float64).reshape(len(indices), -1)
+        _give_back(self._y, int(indices[0]), int(indices[-1]) + 1)
+        _check_rows("targets", y, indices, func=self._func)
+        return x, y
 
     def _copy(self, a: Any, first: int, last: int, dtype: Any, name: str) -> Host:
         try:
@@ -321,19 +326,23 @@ def _cut(waiting: list[Block], length: int) -> tuple[Block, list[Block]]:
 
 def checked_chunk(start: int, block: Block, *, func: str) -> tuple[int, Host, Host | None]:
     """A chunk without NaN and infinity, in row-major order."""
-    for name, values in (("source", block[0]), ("targets", block[1])):
-        if values is None:
-            continue
-        with np.errstate(all="ignore"):
-            if np.isfinite(values.sum()):
-                continue
-        bad = ~np.isfinite(values)
-        if bad.any():
-            row = int(bad.any(axis=1).argmax())
-            message = f"{func}: {name} must be finite; got NaN or infinity (first in row {start + row}). Clean or drop such rows."
-            raise NonFiniteError(message)
     x, y = block
+    _check_rows("source", x, range(start, start + len(x)), func=func)
+    if y is not None:
+        _check_rows("targets", y, range(start, start + len(x)), func=func)
     return start, np.ascontiguousarray(x), None if y is None else np.ascontiguousarray(y)
+
+
+def _check_rows(name: str, values: Host, numbers: Any, *, func: str) -> None:
+    """Raise where rows with these numbers hold NaN or infinity."""
+    with np.errstate(all="ignore"):
+        if np.isfinite(values.sum()):
+            return
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(numbers[int(bad.any(axis=1).argmax())])
+        message = f"{func}: {name} must be finite; got NaN or infinity (first in row {row}). Clean or drop such rows."
+        raise NonFiniteError(message)
 
 
 class RowReader:
