@@ -359,7 +359,7 @@ def checked_call(
     return Call(
         request=request,
         landmarks=points,
-        sample=_sample_size(sample, m, columns, dtype, func=func),
+        sample=_sample_size(sample, m, columns, dtype, given=points is not None, func=func),
         seed=seed,
         lloyd_passes=0 if lloyd_passes == 0 else optional_count(lloyd_passes, func=func, name="lloyd_passes") or 0,
         chunk_size=chunk or default_chunk_size(m, columns),
@@ -392,18 +392,18 @@ def _points(values: Any, columns: int, dtype: Any, *, func: str, name: str) -> H
     return np.array(host, dtype=dtype)
 
 
-def _sample_size(sample: Any, m: int, columns: int, dtype: Any, *, func: str) -> Host | int:
+def _sample_size(sample: Any, m: int, columns: int, dtype: Any, *, given: bool, func: str) -> Host | int:
     """The rows given, or how many to draw."""
     if sample is None:
-        return default_sample_size(m, columns, dtype)
+        return PROBED_ROWS if given else default_sample_size(m, columns, dtype)
     if hasattr(sample, "shape") or isinstance(sample, list | tuple):
         points = _points(sample, columns, dtype, func=func, name="sample")
-        if len(points) < m:
+        if len(points) < m and not given:
             message = f"{func}: sample must have a row per landmark at least; got {len(points)} for {m}. Pass more rows, 20 for each."
             raise ShapeError(message)
         return points
     count = optional_count(sample, func=func, name="sample") or 0
-    if count < m:
+    if count < m and not given:
         message = f"{func}: sample must be at least the number of landmarks, {m}; got {count}. Pass 20 rows for each."
         raise ParameterError(message)
     return count
@@ -493,7 +493,8 @@ def _sample(engine: Any, call: Call, *, prefix: bool) -> tuple[Any, Host]:
         x, y = engine.prefix()
     else:
         x, y = engine.sample(SampleTask(seed=call.seed, count=call.sample))
-        engine.call(_check_sample, x, call.request.rank, call.request.func)
+        if call.landmarks is None:
+            engine.call(_check_sample, x, call.request.rank, call.request.func)
     return x, np.zeros(0) if not call.targets else np.asarray(engine.call(np.mean, y, axis=0))
 
 
