@@ -91,9 +91,7 @@ def test_sample_and_lloyd_passes_are_those_of_one_machine(client: Any) -> None:
     expected = nystrom_stream(X, KERNEL, targets=Y, **given)
     assert same_bits(cluster_api.nystrom(lazy(), KERNEL, targets=Y, client=client, **given), expected)
     landmarks = {"landmarks": X[:12], "rng": 0, "chunk_size": CHUNK}
-    assert same_bits(
-        cluster_api.nystrom(lazy(), Gaussian(2.0), client=client, **landmarks), nystrom_stream(X, Gaussian(2.0), **landmarks)
-    )
+    assert same_bits(cluster_api.nystrom(lazy(), Gaussian(2.0), client=client, **landmarks), nystrom_stream(X, Gaussian(2.0), **landmarks))
 
 
 def test_an_address_and_the_client_of_the_process_do_as_well(client: Any, plain: Any) -> None:

@@ -112,7 +112,9 @@ def compare_time(path: Path, rank: int, threads: int, rounds: int) -> None:
     told(f"{len(x):,} x {D}, rank {rank}, {threads} threads", times, "by hand")
     s = results["pass"].sums
     gram = s.gram + s.count * np.outer(s.feature_mean, s.feature_mean)
-    print(f"Gram against the loop: {np.abs(gram - results['by hand']).max() / np.abs(gram).max():.1e}; in float64 blocks: {first.in_float64}")
+    print(
+        f"Gram against the loop: {np.abs(gram - results['by hand']).max() / np.abs(gram).max():.1e}; in float64 blocks: {first.in_float64}"
+    )
 
 
 def compare_cluster(path: Path, rank: int, workers: int, rounds: int) -> None:
@@ -136,6 +138,15 @@ def compare_cluster(path: Path, rank: int, workers: int, rounds: int) -> None:
         }
         contenders["dask"]()  # workers import the package once
         times, results = rounds_of(contenders, rounds)
+
+        def work(name: str) -> float:
+            """Processor time of one run, in this process and the workers: what other programs on the machine do not change much."""
+            before = time.process_time() + sum(client.run(time.process_time).values())
+            contenders[name]()
+            return time.process_time() + sum(client.run(time.process_time).values()) - before
+
+        cpu = {name: [work(name) for _ in range(2)] for name in contenders}
+    print("processor time: " + ", ".join(f"{name} {min(values):.2f} s" for name, values in cpu.items()))
     told(f"{len(x):,} x {D}, rank {rank}, {workers} workers", times, "plain loop")
     equal = np.array_equal(results["dask"].sums.gram, results["plain loop"].sums.gram)
     print(f"Gram matrices equal bit for bit: {equal}")
@@ -163,7 +174,9 @@ def child_cluster(path: str, rank: int) -> None:
     ):
         result = softlinalg.dask.nystrom(softlinalg.dask.open_npy(path), Gaussian(SCALE), rank=rank, rng=0, client=client)
         parts = [peak(), *(peak(pid) for pid in client.run(os.getpid).values())]
-        others = [peak(line.strip()) for line in subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()]
+        others = [
+            peak(line.strip()) for line in subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()
+        ]
     print(json.dumps({"peak": max(sum(parts), parts[0] + sum(others)), "parts": parts, "error": result.decomposition.relative_trace_error}))
 
 
@@ -171,7 +184,10 @@ def memory(path: Path, rank: int, on: str) -> None:
     command = [sys.executable, __file__, f"child-{on}", "--path", str(path), "--rank", str(rank)]
     done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     parts = "" if "parts" not in done else " (" + " + ".join(f"{part / 1e6:.0f}" for part in done["parts"]) + ")"
-    print(f"{path.stem} rows, rank {rank}, {on}: peak {done['peak'] / 1e6:.0f} MB{parts}, relative trace error {done['error']:.4g}", flush=True)
+    print(
+        f"{path.stem} rows, rank {rank}, {on}: peak {done['peak'] / 1e6:.0f} MB{parts}, relative trace error {done['error']:.4g}",
+        flush=True,
+    )
 
 
 def compare_results(path: Path, rank: int) -> None:
