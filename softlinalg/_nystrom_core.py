@@ -372,7 +372,7 @@ def row_totals(f: Array, k_ii: Array, whitening: Whitening | None, *, unit: floa
         As in `summarize`.
     """
     xp, count = wide.xp, f.shape[0]
-    residual = k_ii - xp.sum(f * f, axis=-1)
+    residual = k_ii - xp.vecdot(f, f)  # no second array of the size of f
     floor = broken = xp.zeros_like(xp.sum(residual))
     if whitening is not None and f.shape[1]:
         some = slice(0, None, FLOOR_STRIDE if count >= 8 * FLOOR_STRIDE else 1)

@@ -99,6 +99,9 @@ class FeatureTask:
         step = max(256, FEATURE_BYTES // (feature_map.dtype.itemsize * max(r, 1)))
         buffer = np.empty((min(step, len(x)), r), feature_map.dtype)
         gram, cross, totals = np.zeros((r, r)), np.zeros((r, k + 1)), np.zeros(4)
+        # Memory is taken once: workers of a cluster give freed arrays back to the system, and getting them anew costs a third of the time.
+        spans = row_spans(len(buffer), r, buffer)
+        scratch, product = np.empty((spans[0][1], r)), np.empty((r, r))
         right = np.ones((len(x), k + 1))
         if y is not None:
             np.subtract(y, self.shift, out=right[:, :k])
@@ -106,8 +109,9 @@ class FeatureTask:
             rows = x[first : first + step]
             features = feature_map(rows, buffer[: len(rows)])
             for a, b in row_spans(len(rows), r, buffer):
-                f = wide.widen(features[a:b])
-                gram += f.T @ f
+                f = scratch[: b - a]
+                f[...] = features[a:b]
+                gram += np.matmul(f.T, f, out=product)
                 cross += f.T @ right[first + a : first + b]
                 k_ii = wide.widen(kernel_diagonal(plan.kernel, rows[a:b], func=plan.func))
                 totals += row_totals(f, k_ii, whitening, unit=plan.unit, stored_unit=stored, wide=wide)

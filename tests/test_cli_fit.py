@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from softlinalg import Gaussian, nystrom_stream
+from softlinalg import Gaussian, cli, errors, nystrom_stream
 from softlinalg import _cli_model as models
-from softlinalg import cli, errors
 
 N = 1200
 RNG = np.random.default_rng(0)
@@ -105,7 +104,7 @@ def test_predictions_are_written_as_csv_with_all_digits(folder: Path, capsys: py
     assert run(capsys, "predict", "t.csv", "--model", "model", "--output", "p.csv")[0] == 0
     table = pd.read_csv("p.csv")
     assert list(table.columns) == ["price", "a"]
-    np.testing.assert_array_equal(pd.read_csv("p.csv", float_precision="round_trip").to_numpy(), both)
+    np.testing.assert_array_equal(np.loadtxt("p.csv", delimiter=",", skiprows=1), both)
 
 
 def test_chunks_and_threads_change_no_more_than_rounding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +126,7 @@ def test_columns_are_chosen_and_constant_ones_left_out(folder: Path, capsys: pyt
     assert json.loads((folder / "model" / "model.json").read_text())["features"] == ["a", "b", "c"]
     fitted(capsys, "t.csv", "--target", "price", "--drop", "c")
     assert json.loads((folder / "model" / "model.json").read_text())["features"] == ["a", "b"]
-    fitted(capsys, "t.csv", "--target", "price", "--columns", "b")
+    assert run(capsys, "fit", "t.csv", "--target", "price", "--columns", "b", "--output", "model", "--rank", "9", "--quiet")[0] == 0
     assert json.loads((folder / "model" / "model.json").read_text())["features"] == ["b"]
     fitted(capsys, "words.csv", "--target", "price", "--drop", "name")
 
