@@ -16,6 +16,8 @@ from softlinalg.errors import SoftlinalgError
 __all__ = ["CommandError", "make_parser"]
 
 SUFFIXES = (".npy", ".npz", ".csv", ".csv.gz", ".parquet")
+STREAM_SUFFIXES = (".npy", ".csv", ".csv.gz", ".parquet")
+PREDICTION_SUFFIXES = (".npy", ".csv")
 MODEL_SUFFIXES = (".npz", ".safetensors")
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 KERNELS = ("gaussian", "laplacian", "matern12", "matern32", "matern52")
@@ -33,6 +35,15 @@ examples:
 """
 
 
+FIT_EXAMPLES = """\
+examples:
+  softlinalg fit houses.csv --target price --drop id --output model/
+      learn to predict the column "price" from all others but "id"
+  softlinalg predict new.csv --model model/ --output prices.csv
+      predict it for the rows of another file, whose columns have the same names
+"""
+
+
 class CommandError(SoftlinalgError):
     """What the command prints after `softlinalg: error:`, on one line."""
 
@@ -45,12 +56,12 @@ class _Parser(argparse.ArgumentParser):
         raise CommandError(text)
 
 
-def make_parser(run_approximate: Any, run_demo: Any, run_check: Any) -> argparse.ArgumentParser:
+def make_parser(run_approximate: Any, run_demo: Any, run_fit: Any, run_predict: Any, run_check: Any) -> argparse.ArgumentParser:
     """The options of the command and of its subcommands.
 
     Parameters
     ----------
-    run_approximate, run_demo, run_check : callable
+    run_approximate, run_demo, run_fit, run_predict, run_check : callable
         What the parsed options are handed to, as their attribute `run`.
 
     Returns
@@ -66,6 +77,8 @@ def make_parser(run_approximate: Any, run_demo: Any, run_check: Any) -> argparse
     parser.add_argument("--version", action="version", version=f"softlinalg {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     _add_approximate(commands, run_approximate)
+    _add_fit(commands, run_fit)
+    _add_predict(commands, run_predict)
     _add_demo(commands, run_demo)
     _add_check(commands, run_check)
     return parser
@@ -134,6 +147,85 @@ def _add_output(group: Any) -> None:
     group.add_argument("--plot", type=Path, metavar="FILE", help=f"plot error and spectrum: {', '.join(PICTURE_SUFFIXES)}")
     group.add_argument("--json", type=Path, metavar="FILE", help="write the table, the errors of every rank and the spectrum as JSON")
     group.add_argument("--chunk-size", type=_whole, metavar="N", help="rows held at once; default: what fits the cache")
+    group.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+    group.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
+
+
+def _add_fit(commands: Any, run: Any) -> None:
+    parser = commands.add_parser(
+        "fit",
+        usage="softlinalg fit DATA --target COLUMN --output DIR [options]",
+        help="learn to predict columns of a file, however large it is",
+        description=(
+            "Kernel ridge regression of one or more columns of DATA on the others, by the low-rank approximation.\n"
+            "DATA is read in pieces and may be larger than memory. Of many ridges the one with the least score of\n"
+            "generalized cross-validation is taken."
+        ),
+        epilog=FIT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", type=Path, metavar="DATA", help=f"a file of numbers, one row per point: {', '.join(STREAM_SUFFIXES)}")
+    parser.add_argument(
+        "--target",
+        type=_names,
+        action="extend",
+        required=True,
+        metavar="COLUMN",
+        help="the column to predict, by name or number (from 0; -1 is the last); several between commas",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the model; one that is there is replaced")
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", choices=("ridge",), default="ridge", help="default: ridge")
+    group.add_argument("--rank", type=_whole, default=512, metavar="N", help="number of landmarks; default: 512")
+    group.add_argument("--ridge", type=_positive_numbers, metavar="A,B,C", help="ridges to choose among; default: 40 of all sizes")
+    _add_method(group)
+    data = parser.add_argument_group("data")
+    columns = data.add_mutually_exclusive_group()
+    columns.add_argument("--columns", type=_names, metavar="A,B,C", help="use these columns only as features")
+    columns.add_argument("--drop", type=_names, action="extend", metavar="A,B", help="use all columns but these; may be repeated")
+    data.add_argument("--missing", choices=("error", "drop"), default="error", help="rows with NaN or infinity: refuse (default), or drop")
+    data.add_argument(
+        "--standardize",
+        action=argparse.BooleanOptionalAction,
+        help="bring each feature to mean 0 and deviation 1; the model remembers how; default: yes for .csv and .parquet, no for .npy",
+    )
+    _add_reading(data)
+    data.add_argument("--dtype", choices=("float32", "float64"), help="default: float32 where the file holds that, otherwise float64")
+    running = parser.add_argument_group("running")
+    running.add_argument("--checkpoint", type=Path, metavar="FILE", help="keep the sums here; the same command goes on where it was killed")
+    _add_running(running)
+    parser.set_defaults(run=run)
+
+
+def _add_predict(commands: Any, run: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        usage="softlinalg predict DATA --model DIR --output FILE [options]",
+        help="predict with a model that `fit` wrote",
+        description="Predict the targets for the rows of DATA, which is read in pieces and may be larger than memory.",
+        epilog=FIT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", type=Path, metavar="DATA", help=f"a file of numbers, one row per point: {', '.join(STREAM_SUFFIXES)}")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the folder that fit wrote")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="predictions, one row per row of DATA: .npy or .csv")
+    data = parser.add_argument_group("data")
+    data.add_argument("--missing", choices=("error", "nan"), default="error", help="rows with NaN or infinity: refuse, or predict NaN")
+    _add_reading(data)
+    _add_running(parser.add_argument_group("running"))
+    parser.set_defaults(run=run)
+
+
+def _add_reading(group: Any) -> None:
+    group.add_argument(
+        "--header", action=argparse.BooleanOptionalAction, help="CSV: the first row holds names; default: unless it is all numbers"
+    )
+    group.add_argument("--delimiter", default=",", metavar="CHAR", help="CSV: what separates columns; default: a comma")
+
+
+def _add_running(group: Any) -> None:
+    group.add_argument("--chunk-size", type=_whole, metavar="N", help="rows held at once; default: by rank and number of columns")
+    group.add_argument("--threads", type=_whole, metavar="N", help="default: one per core; changes no result")
     group.add_argument("--quiet", action="store_true", help="no progress bar, no table")
     group.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
 
@@ -271,6 +363,15 @@ def _condition(text: str) -> float:
         message = f"must be a number of at least 1; got {text!r}"
         raise argparse.ArgumentTypeError(message)
     return number
+
+
+def _positive_numbers(text: str) -> list[float]:
+    """Positive numbers between commas."""
+    numbers = [_number(part) for part in text.split(",")]
+    if not all(0 < number < math.inf for number in numbers):
+        message = f"must be positive numbers separated by commas; got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return numbers
 
 
 def _length_scale(text: str) -> float | str:

@@ -15,7 +15,7 @@ from softlinalg import _arrays
 from softlinalg._landmark_sampling import PROPOSALS, Host, Rows, draw_proportional
 from softlinalg._typing import Array, Namespace
 
-__all__ = ["lloyd", "plus_plus_seeds"]
+__all__ = ["assign", "lloyd", "plus_plus_seeds"]
 
 SLACK = 64.0
 """Squared distances from GEMM are off by a few eps (|x|^2 + |y|^2); within SLACK eps of that they count as equal."""
@@ -56,7 +56,7 @@ def lloyd(
     """
     objective: list[float] = []
     for _ in range(steps):
-        sums, counts, total = _assign(rows, landmarks)
+        sums, counts, total = assign(rows, landmarks)
         objective.append(total)
         filled = counts > 0
         means = sums / rows.xp.where(filled, counts, rows.xp.ones_like(counts))[:, None]
@@ -67,7 +67,7 @@ def lloyd(
     return landmarks, objective
 
 
-def _assign(rows: Rows, landmarks: Array) -> tuple[Array, Array, float]:
+def assign(rows: Rows, landmarks: Array) -> tuple[Array, Array, float]:
     """Sums (m, d) and numbers (m,) of the rows nearest to each landmark, and the sum of squared distances to it."""
     xp = rows.xp
     m = int(landmarks.shape[0])

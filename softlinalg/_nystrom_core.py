@@ -33,7 +33,9 @@ __all__ = [
     "progress_bar",
     "row_rounding",
     "row_spans",
+    "row_totals",
     "summarize",
+    "summary_of",
     "triangularize",
     "whiten",
 ]
@@ -351,36 +353,60 @@ def summarize(
         Rounding of kernel values, and of the features as stored.
     """
     xp = wide.xp
-    gram, zero = wide.zeros(rank, rank), wide.zeros(1)
-    trace, error, floor, broken = zero, zero, zero, zero
+    gram, totals = wide.zeros(rank, rank), wide.zeros(4)
     for start, stop, features in blocks:
         f = wide.widen(features)
         gram = gram + xp.matrix_transpose(f) @ f
-        k_ii = wide.widen(diagonal(start, stop))
-        explained = xp.sum(f * f, axis=-1)
-        residual = k_ii - explained
-        trace = trace + xp.sum(k_ii)
-        error = error + xp.sum(residual)
-        if whitening is not None and rank:
-            some = slice(0, None, FLOOR_STRIDE if stop - start >= 8 * FLOOR_STRIDE else 1)
-            sampled = row_rounding(f[some, :], k_ii[some], whitening, unit, stored_unit, xp=xp)
-            floor = floor + xp.mean(sampled) * (stop - start)
-            suspect = ~(residual >= -FAR_ROW_SLACK * unit * xp.abs(k_ii))  # NaN is suspect too
-            if bool(xp.any(suspect)):
-                slack = ROW_SLACK * row_rounding(f, k_ii, whitening, unit, stored_unit, xp=xp) + FAR_ROW_SLACK * unit * xp.abs(k_ii)
-                broken = broken + xp.sum(xp.astype(~(residual >= -slack), wide.dtype))
-    totals = tuple(float(total[0]) for total in (trace, error, floor, broken))
-    if not math.isfinite(totals[0]):
-        message = f"{func}: kernel must give finite values; got a trace of {totals[0]}. Check kernel.diagonal and the data."
+        totals = totals + row_totals(f, wide.widen(diagonal(start, stop)), whitening, unit=unit, stored_unit=stored_unit, wide=wide)
+    return summary_of(gram, totals, func=func, wide=wide)
+
+
+def row_totals(f: Array, k_ii: Array, whitening: Whitening | None, *, unit: float, stored_unit: float, wide: Wide) -> Array:
+    """Sums over a slab of rows: of the kernel value, the error, its rounding floor and the broken rows; shape (4,), float64.
+
+    Parameters
+    ----------
+    f : array, shape (b, r), float64
+        Features.
+    k_ii : array, shape (b,), float64
+        Kernel values.
+    whitening, unit, stored_unit
+        As in `summarize`.
+    """
+    xp, count = wide.xp, f.shape[0]
+    residual = k_ii - xp.vecdot(f, f)  # no second array of the size of f
+    floor = broken = xp.zeros_like(xp.sum(residual))
+    if whitening is not None and f.shape[1]:
+        some = slice(0, None, FLOOR_STRIDE if count >= 8 * FLOOR_STRIDE else 1)
+        sampled = row_rounding(f[some, :], k_ii[some], whitening, unit, stored_unit, xp=xp)
+        floor = xp.mean(sampled) * count
+        suspect = ~(residual >= -FAR_ROW_SLACK * unit * xp.abs(k_ii))  # NaN is suspect too
+        if bool(xp.any(suspect)):
+            slack = ROW_SLACK * row_rounding(f, k_ii, whitening, unit, stored_unit, xp=xp) + FAR_ROW_SLACK * unit * xp.abs(k_ii)
+            broken = xp.sum(xp.astype(~(residual >= -slack), wide.dtype))
+    return xp.stack([xp.sum(k_ii), xp.sum(residual), floor, broken])
+
+
+def summary_of(gram: Array, totals: Array, *, func: str, wide: Wide) -> Summary:
+    """The summary that F^T F, shape (r, r), and the sums of `row_totals` over all rows make.
+
+    Raises
+    ------
+    NonFiniteError
+        The trace is not finite.
+    """
+    xp, rank = wide.xp, gram.shape[0]
+    trace, error, floor, broken = (float(totals[i]) for i in range(4))
+    if not math.isfinite(trace):
+        message = f"{func}: kernel must give finite values; got a trace of {trace}. Check kernel.diagonal and the data."
         raise NonFiniteError(message)
-    if rank == 0 or not math.isfinite(totals[1]):
-        return Summary(totals[0], totals[1], totals[2], int(totals[3]), wide.zeros(rank), gram)
+    if rank == 0 or not math.isfinite(error):
+        return Summary(trace, error, floor, int(broken), wide.zeros(rank), gram)
     values, rotation = xp.linalg.eigh(gram)
     values = xp.flip(values)
     values = xp.where(values > 0, values, xp.zeros_like(values))
-    return Summary(
-        totals[0], totals[1], totals[2], int(totals[3]), values, _arrays.contiguous(_with_fixed_signs(xp.flip(rotation, axis=-1), xp=xp))
-    )
+    rotation = _arrays.contiguous(_with_fixed_signs(xp.flip(rotation, axis=-1), xp=xp))
+    return Summary(trace, error, floor, int(broken), values, rotation)
 
 
 def row_rounding(f: Array, k_ii: Array, whitening: Whitening, unit: float, stored_unit: float, *, xp: Namespace) -> Array:
@@ -425,8 +451,8 @@ def kernel_unit(kernel: Any, landmarks: Array, *, func: str, xp: Namespace) -> f
     return max(_arrays.eps(landmarks.dtype), error if math.isfinite(error) else 0.0)
 
 
-def progress_bar(total: int, description: str, *, shown: bool) -> AbstractContextManager[Callable[[int], Any]]:
-    """A context whose value is called with the rows done: a bar with rows per second, or nothing."""
+def progress_bar(total: int | None, description: str, *, shown: bool) -> AbstractContextManager[Callable[[int], Any]]:
+    """A context whose value is called with the rows done: a bar with rows per second, and the time left if `total` is known; or nothing."""
     if not shown:
         return nullcontext(lambda _: None)
     from tqdm.auto import tqdm  # imported late: `import softlinalg` stays quick

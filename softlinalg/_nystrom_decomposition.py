@@ -122,8 +122,8 @@ class NystromDecomposition:
 
     def _rows(self) -> Array:
         if self._x is None:
-            need = "x must be at hand where features were not saved"
-            message = f"NystromDecomposition: {need}; got a decomposition loaded without both. Pass x to load."
+            need = "data must be at hand for features that are not stored"
+            message = f"NystromDecomposition: {need}; got neither. Pass x to load, or stream data that can be read again."
             raise InputError(message)
         return self._x
 

@@ -33,7 +33,22 @@ from softlinalg._nystrom_core import (
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import DuplicateLandmarkWarning, InputError, NumericalError, ParameterError, ShapeError
 
-__all__ = ["FEATURE_BUDGET", "Fit", "Problem", "choose_landmarks", "fit", "fit_to_tolerance", "settle_landmarks", "truncation_errors"]
+__all__ = [
+    "FEATURE_BUDGET",
+    "FLOOR_SHARE",
+    "Fit",
+    "Problem",
+    "choose_landmarks",
+    "feature_map_of",
+    "fit",
+    "fit_to_tolerance",
+    "measure",
+    "measured_floor",
+    "settle_landmarks",
+    "truncation_errors",
+    "unit_of",
+    "whitening_of",
+]
 
 FEATURE_BUDGET = 2**30
 """Features of up to so many bytes (1 GiB) are kept by default; larger ones are computed anew for every product."""
@@ -152,7 +167,7 @@ def choose_landmarks(problem: Problem, method: str, count: int, rng: np.random.G
 
 
 # -------------------------------------------------------------------------------------------- one factorisation
-def _whitening(problem: Problem, landmarks: Array, rtol: float) -> Whitening:
+def whitening_of(problem: Problem, landmarks: Array, rtol: float) -> Whitening:
     """The core of an approximation, in float64 wherever the kernel can be computed in it."""
     wide, xp = problem.wide, problem.xp
     dtype = xp.float64 if wide.on_device else problem.dtype
@@ -166,7 +181,7 @@ def _whitening(problem: Problem, landmarks: Array, rtol: float) -> Whitening:
     return whiten(wide.widen(w), rtol=rtol, noise=noise, func=problem.func, xp=wide.xp)
 
 
-def _feature_map(problem: Problem, landmarks: Array, whitening: Whitening, *, in_float64: bool) -> FeatureMap:
+def feature_map_of(problem: Problem, landmarks: Array, whitening: Whitening, *, in_float64: bool) -> FeatureMap:
     return FeatureMap(
         kernel=problem.kernel,
         landmarks=_arrays.take_rows(landmarks, whitening.order, xp=problem.xp),
@@ -179,7 +194,7 @@ def _feature_map(problem: Problem, landmarks: Array, whitening: Whitening, *, in
     )
 
 
-def _measure(
+def measure(
     problem: Problem, feature_map: FeatureMap, x: Array, whitening: Whitening | None, *, keep: bool
 ) -> tuple[Summary, Array | None]:
     """One pass over the rows of `x`: block of C, block of F, sums; with the features if they are to be kept."""
@@ -201,7 +216,7 @@ def _measure(
             lambda start, stop: kernel_diagonal(problem.kernel, x[start:stop, :], func=func),
             feature_map.rank,
             whitening,
-            unit=_unit(problem, feature_map),
+            unit=unit_of(problem, feature_map),
             stored_unit=_arrays.eps(problem.dtype),
             func=func,
             wide=problem.wide,
@@ -224,14 +239,14 @@ class _Attempt(NamedTuple):
         return self.summary.trace_error / self.summary.trace if self.summary.trace > 0 else 0.0
 
 
-def _unit(problem: Problem, feature_map: FeatureMap) -> float:
+def unit_of(problem: Problem, feature_map: FeatureMap) -> float:
     """Rounding of the kernel values that the map computes."""
     dtype = problem.xp.float64 if feature_map.in_float64 else problem.dtype
     points = problem.xp.astype(feature_map.landmarks, dtype, copy=False)
     return KERNEL_UNITS * kernel_unit(problem.kernel, points, func=problem.func, xp=problem.xp)
 
 
-def _measured_floor(problem: Problem, feature_map: FeatureMap, whitening: Whitening, x: Array) -> float:
+def measured_floor(problem: Problem, feature_map: FeatureMap, whitening: Whitening, x: Array) -> float:
     """Rounding floor of a trace error from float32 blocks: what float64 makes of some rows, three standard errors on top.
 
     A bound per row would be some fifty times larger, because errors of both signs cancel in a sum over rows.
@@ -246,7 +261,7 @@ def _measured_floor(problem: Problem, feature_map: FeatureMap, whitening: Whiten
     exact = exact_map(rows)
     difference = xp.sum(rounded * rounded - exact * exact, axis=-1)
     k_ii = problem.wide.widen(kernel_diagonal(problem.kernel, rows, func=problem.func))
-    rest = row_rounding(exact, k_ii, whitening, _unit(problem, exact_map), unit, xp=xp)
+    rest = row_rounding(exact, k_ii, whitening, unit_of(problem, exact_map), unit, xp=xp)
     spread = float(xp.std(difference)) / math.sqrt(rows.shape[0])
     return n * (abs(float(xp.mean(difference))) + 3 * spread + float(xp.mean(rest)))
 
@@ -265,13 +280,13 @@ def _first_sound(problem: Problem, landmarks: Array, x: Array, is_enough: Callab
     can_widen = problem.wide.on_device and _arrays.eps(problem.dtype) > 2.0**-50
     first = problem.rtol or CUT_OFF[_arrays.dtype_name(problem.dtype)]
     for factor in (1.0, 1e2, 1e4) if problem.rtol is None else (1.0,):
-        whitening = _whitening(problem, landmarks, factor * first)
+        whitening = whitening_of(problem, landmarks, factor * first)
         keeps = keep and problem.keeps_features(int(whitening.map.shape[-1]))
         for in_float64 in (False, True) if can_widen and factor == 1.0 else (can_widen,):
-            feature_map = _feature_map(problem, landmarks, whitening, in_float64=in_float64)
-            summary, features = _measure(problem, feature_map, x, whitening, keep=keeps)
+            feature_map = feature_map_of(problem, landmarks, whitening, in_float64=in_float64)
+            summary, features = measure(problem, feature_map, x, whitening, keep=keeps)
             if can_widen and not in_float64 and feature_map.rank:
-                summary = summary._replace(floor=_measured_floor(problem, feature_map, whitening, x))
+                summary = summary._replace(floor=measured_floor(problem, feature_map, whitening, x))
             is_sound = summary.broken_rows == 0 and summary.trace_error >= -summary.floor
             if is_sound and (in_float64 == can_widen or is_enough(summary)):
                 return _Attempt(landmarks, feature_map, whitening, summary, features)
@@ -383,11 +398,11 @@ def _trimmed(problem: Problem, tol: float, attempt: _Attempt) -> Fit:
     for smaller in range(max(1, enough), rank):  # one more, should the rounding of the new features spoil the last digit
         rotated, _ = triangularize(attempt.whitening.map @ xp.flip(summary.rotation[:, :smaller], axis=1), xp=xp)
         feature_map = replace(attempt.map, map=rotated)
-        found, features = _measure(problem, feature_map, problem.x, None, keep=problem.keeps_features(smaller))
+        found, features = measure(problem, feature_map, problem.x, None, keep=problem.keeps_features(smaller))
         if found.trace_error <= tol * found.trace:
             return Fit(feature_map, found._replace(floor=summary.floor), features, attempt.landmarks)
         del features
-    found, features = _measure(problem, attempt.map, problem.x, attempt.whitening, keep=problem.keeps_features(rank))
+    found, features = measure(problem, attempt.map, problem.x, attempt.whitening, keep=problem.keeps_features(rank))
     return Fit(attempt.map, found, features, attempt.landmarks)
 
 

@@ -30,7 +30,7 @@ from softlinalg._nystrom_fit import Fit
 from softlinalg._settings import flag, shown
 from softlinalg.errors import CheckpointCorruptError, CheckpointVersionError, DTypeError, ParameterError, ShapeError
 
-__all__ = ["load_decomposition", "save_decomposition"]
+__all__ = ["json_bytes", "kernel_entries", "load_decomposition", "replacing", "save_decomposition"]
 
 Host = np.ndarray[Any, Any]
 
@@ -75,11 +75,11 @@ def save_decomposition(d: Any, path: str | os.PathLike[str], *, include_features
         "trace": summary.trace,
         "trace_error": summary.trace_error,
         "floor": summary.floor,
-        **_kernel_entries(feature_map.kernel),
+        **kernel_entries(feature_map.kernel),
     }
     header["content"] = _content_digest(header, host)
-    host = {"header": np.frombuffer(_json(header), dtype=np.uint8), **host}
-    with _replacing(target) as file:
+    host = {"header": np.frombuffer(json_bytes(header), dtype=np.uint8), **host}
+    with replacing(target) as file:
         position = container.write(file, host)
         file.flush()
         digest = _file_digest(file, position)
@@ -106,7 +106,7 @@ def _canonical(a: Host) -> Host:
     return np.asarray(a, dtype=wanted, order="C")
 
 
-def _kernel_entries(kernel: Any) -> dict[str, Any]:
+def kernel_entries(kernel: Any) -> dict[str, Any]:
     """The kernel as names and numbers if this package can read it back, and the name of its class."""
     entries = None
     if hasattr(kernel, "to_dict"):
@@ -119,16 +119,16 @@ def _kernel_entries(kernel: Any) -> dict[str, Any]:
     return {"kernel": entries, "kernel_class": type(kernel).__name__[:80]}
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
+def json_bytes(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def _content_digest(header: Mapping[str, Any], arrays: Mapping[str, Host]) -> str:
     """SHA-256 over the header (less this digest) and the name, type, shape and bytes of each array."""
-    digest = hashlib.sha256(_json({key: value for key, value in header.items() if key != "content"}))
+    digest = hashlib.sha256(json_bytes({key: value for key, value in header.items() if key != "content"}))
     for name in sorted(arrays):
         a = arrays[name]
-        digest.update(_json({"name": name, "dtype": a.dtype.str, "shape": list(a.shape)}))
+        digest.update(json_bytes({"name": name, "dtype": a.dtype.str, "shape": list(a.shape)}))
         digest.update(a.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
@@ -149,7 +149,7 @@ def _file_digest(file: IO[bytes], position: int) -> bytes:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
+def replacing(target: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of `target` at the end, when it is on the disk; nothing changes if that fails."""
     temporary = target.with_name(f".{target.name[:80]}.{uuid.uuid4().hex}.tmp")
     try:
@@ -390,8 +390,8 @@ def _settled_kernel(header: Mapping[str, Any], kernel: Any, target: Path) -> Any
         stored = kernel_from_dict(entries)
     except ParameterError as error:
         raise _corrupt(target, "an unknown kernel") from error
-    if kernel is not None and _kernel_entries(kernel)["kernel"] != entries:
-        got = shown(kernel) if _kernel_entries(kernel)["kernel"] is None else str(kernel)[:120]
+    if kernel is not None and kernel_entries(kernel)["kernel"] != entries:
+        got = shown(kernel) if kernel_entries(kernel)["kernel"] is None else str(kernel)[:120]
         message = f"load: kernel must be the one that was saved, {str(stored)[:120]}; got {got}. Leave it out."
         raise ParameterError(message)
     return stored

@@ -1,4 +1,4 @@
-"""The command `softlinalg`: the low-rank approximation of a kernel matrix from a file, a demonstration, and tests of other code.
+"""The command `softlinalg`: low-rank approximation of a kernel matrix from a file, regression on it, a demonstration, and tests of code.
 
 The topmost layer: it reads and shows, the core and the adapters compute. Everything heavy is imported once the options are
 understood; without pandas or matplotlib one line names the extra that brings them.
@@ -38,6 +38,18 @@ def _check(arguments: argparse.Namespace) -> int:
     return _cli_check.run(arguments)
 
 
+def _fit(arguments: argparse.Namespace) -> None:
+    from softlinalg import _cli_fit
+
+    _cli_fit.run_fit(arguments)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from softlinalg import _cli_fit
+
+    _cli_fit.run_predict(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -59,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", SoftlinalgWarning)
             if not debug:
                 warnings.showwarning = _show_warning
-            arguments = make_parser(_approximate, _demo, _check).parse_args(given)
+            arguments = make_parser(_approximate, _demo, _fit, _predict, _check).parse_args(given)
             status = arguments.run(arguments)
             sys.stdout.flush()
             return int(status or 0)

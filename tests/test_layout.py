@@ -68,6 +68,13 @@ NUMPY_ALLOWED = {
     "_ridge_length_scales": "hands SciPy's L-BFGS host arrays",
     "_nystrom_fit": "row numbers, and a random choice of rows, on the host",
     "_nystrom_io": "files are written from host arrays",
+    "_streaming": "rows arrive on the host",
+    "_streaming_checkpoint": "files are written from host arrays",
+    "_streaming_files": "files are read into host arrays",
+    "_streaming_plan": "rows arrive on the host",
+    "_streaming_ridge": "sums over rows are small and on the host",
+    "_streaming_sources": "rows arrive on the host",
+    "_streaming_tasks": "rows arrive on the host",
 }
 """Core files that import NumPy, with the reason. Everything else works on the array API alone."""
 

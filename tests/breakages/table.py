@@ -193,8 +193,8 @@ BREAKAGES = [
     Breakage(
         name="floor-of-a-sample-for-all-rows",
         file="_nystrom_core.py",
-        old="            floor = floor + xp.mean(sampled) * (stop - start)\n",
-        new="            floor = floor + xp.sum(sampled)\n",
+        old="        floor = xp.mean(sampled) * count\n",
+        new="        floor = xp.sum(sampled)\n",
         tests=("tests/core/test_nystrom.py::test_a_tolerance_below_the_floor_of_the_data_names_that_floor",),
     ),
     Breakage(

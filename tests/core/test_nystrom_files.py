@@ -341,7 +341,7 @@ def test_without_features_the_data_are_needed_for_products_only(tmp_path: Path) 
     np.testing.assert_array_equal(bare.features(X[:5]), saved.features(X[:5]))
     assert bare.logdet(0.1) == saved.logdet(0.1)
     assert bare.shape == (30, 30)
-    with pytest.raises(ValueError, match="x must be at hand where features were not saved"):
+    with pytest.raises(ValueError, match="data must be at hand for features that are not stored"):
         bare @ np.ones(30)
     np.testing.assert_array_equal(NystromDecomposition.load(path, x=X) @ X, saved @ X)
     for x, error in ((X[:-1], ShapeError), (X[:, :1], ShapeError), (X.astype(np.float32), ShapeError)):
