@@ -145,7 +145,7 @@ def solve_kernel_ridge(
     (True, True)
     """
     func = "solve_kernel_ridge"
-    xp, (x, y, weights), _ = _arrays.prepare(func, {"x": x, "y": y, "weights": weights})
+    xp, (x, y, weights), _ = _arrays.prepare(func, {"x": x, "y": y, "weights": weights}, optional=("weights",))
     dtype = x.dtype if x.dtype == y.dtype else xp.result_type(x.dtype, y.dtype)
     check_rows(x, func=func)
     x, n = _arrays.detach(x), int(x.shape[0])
@@ -220,7 +220,7 @@ def exact_ridge(
     solutions : list of KernelRidgeSolution
         One for each different ridge.
     """
-    xp, (x, y, weights), _ = _arrays.prepare("exact_ridge", {"x": x, "y": y, "weights": weights})
+    xp, (x, y, weights), _ = _arrays.prepare("exact_ridge", {"x": x, "y": y, "weights": weights}, optional=("weights",))
     wide = Wide(x, xp=xp)
     one = xp.ones((int(x.shape[0]), 1), dtype=y.dtype, device=_arrays.device_of(y))
     columns: dict[int, Array] = {}

@@ -529,7 +529,7 @@ def ridge_inverse_jvp(value: Array, tangent: Array, ridge_tangent: float | Array
     """
     xp, (value, tangent), dtype = _arrays.prepare("ridge_inverse_jvp", {"value": value, "tangent": tangent}, allow_complex=True)
     _check_same_square("ridge_inverse_jvp", value, tangent, "tangent")
-    by_ridge = _ridge_slope("ridge_inverse_jvp", ridge_tangent, value)
+    by_ridge = _ridge_slope("ridge_inverse_jvp", ridge_tangent, value, tangent)
     work = _arrays.compute_dtype(dtype, xp=xp)
     y, da = xp.astype(value, work), xp.astype(tangent, work)
     with _arrays.quiet(y):
@@ -539,7 +539,7 @@ def ridge_inverse_jvp(value: Array, tangent: Array, ridge_tangent: float | Array
         return xp.astype(slope - xp.astype(by_ridge, work)[..., None, None] * (y @ y), dtype)
 
 
-def _ridge_slope(func: str, tangent: Any, value: Array) -> float | Array:
+def _ridge_slope(func: str, tangent: Any, value: Array, beside: Array) -> float | Array:
     """Derivative of the ridge: a number, or an array of batch shape."""
     sequence = isinstance(tangent, list | tuple) or hasattr(tangent, "requires_grad") or hasattr(tangent, "__array_namespace__")
     if not sequence and getattr(tangent, "ndim", 0) == 0 and not _arrays.is_traced(tangent):
@@ -548,7 +548,7 @@ def _ridge_slope(func: str, tangent: Any, value: Array) -> float | Array:
     if _arrays.is_complex(slope.dtype):
         message = f"{func}: ridge_tangent must be real; got dtype {_arrays.dtype_name(slope.dtype)}. Pass its real part."
         raise DTypeError(message)
-    _arrays.check_batches(func, ridge_tangent=slope[..., None, None], value=value)
+    _arrays.check_batches(func, ridge_tangent=slope[..., None, None], value=value, tangent=beside)
     return slope
 
 

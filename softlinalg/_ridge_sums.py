@@ -106,7 +106,9 @@ def ridge_sums(features: Any, targets: Any, weights: Any = None, *, rows: float 
     O(b r^2) time; a copy of the chunk in float64.
     """
     func = "ridge_sums"
-    xp, (features, targets, weights), _ = _arrays.prepare(func, {"features": features, "targets": targets, "weights": weights})
+    xp, (features, targets, weights), _ = _arrays.prepare(
+        func, {"features": features, "targets": targets, "weights": weights}, optional=("weights",)
+    )
     if features.ndim != 2:
         message = f"{func}: features must have shape (b, r); got {tuple(features.shape)}. Pass one row per sample."
         raise ShapeError(message)
@@ -201,7 +203,7 @@ def decomposition_sums(
     -----
     One pass over the features. Without weights the Gram matrix is the one that the decomposition has: O(n r k) time, else O(n r^2).
     """
-    xp, (y, weights, _), _ = _arrays.prepare(func, {"y": y, "weights": weights, "landmarks": d.landmarks})
+    xp, (y, weights, _), _ = _arrays.prepare(func, {"y": y, "weights": weights, "landmarks": d.landmarks}, optional=("weights",))
     n, wide, wxp = d.shape[0], d._wide, d._wide.xp
     y = wide.widen(_arrays.detach(checked_targets(y, n, func=func, xp=xp)))
     if weights is not None:

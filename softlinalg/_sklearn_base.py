@@ -140,7 +140,7 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
                 y = y.astype(np.float64)
             return X, y, compat.array_namespace(X)
         X, xp = self._validated(X, reset=reset, minimum=2 if reset else 1, method="partial_fit")
-        xp, (X, y), _ = _arrays.prepare(type(self).__name__, {"X": X, "y": beside(y, X)})
+        xp, (X, y), _ = _arrays.prepare(type(self).__name__, {"X": X, "y": beside(y, X)}, optional=("y",))
         return X, y, xp
 
     def _validated_weights(self, weights: Any, X: Array, xp: Namespace) -> Array | None:

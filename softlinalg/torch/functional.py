@@ -13,7 +13,7 @@ from softlinalg._attention_blocks import Columns
 from softlinalg._attention_full import AttentionError
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
-from softlinalg.errors import ParameterError, ShapeError
+from softlinalg.errors import DTypeError, ParameterError, ShapeError
 from softlinalg.torch import autograd
 from softlinalg.torch.inputs import checked_tensors
 
@@ -444,6 +444,11 @@ def softmax_attention_error(
 # ------------------------------------------------------------------------------------------------- helpers
 def _checked(func: str, q: Tensor, k: Any, v: Tensor, landmarks: Any, hidden: Tensor | None) -> list[Any]:
     """The tensors with integers promoted; raises unless they are tensors that fit together."""
+    required = {"q": q, "v": v, **({"landmarks": landmarks} if func == "soft_attention" else {})}
+    for name, x in required.items():
+        if x is None:
+            message = f"{func}: {name} must be a tensor; got None. Pass torch.as_tensor({name})."
+            raise DTypeError(message)
     q, k, v, landmarks = checked_tensors(func, q=q, k=k, v=v, landmarks=landmarks, mask=hidden)
     for name, x in (("q", q), ("k", k), ("v", v), ("landmarks", landmarks)):
         if x is not None and x.ndim != 4:
