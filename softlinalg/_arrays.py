@@ -737,6 +737,8 @@ def triangular_solve(factor: Array, b: Array, *, xp: Namespace, adjoint: bool = 
     if compat.is_cupy_array(factor):
         cupyx_linalg = __import__("cupyx.scipy.linalg", fromlist=["solve_triangular"])
         return cupyx_linalg.solve_triangular(factor, b, lower=True, trans="C" if adjoint else "N")
+    if math.prod(b.shape) == 0:  # SciPy takes no empty batches
+        return xp.broadcast_to(b, (*np.broadcast_shapes(factor.shape[:-2], b.shape[:-2]), *b.shape[-2:]))
     from scipy.linalg import solve_triangular  # imported late: `import softlinalg` stays quick
 
     solved = solve_triangular(to_numpy(factor), to_numpy(b), lower=True, trans="C" if adjoint else "N", check_finite=False)

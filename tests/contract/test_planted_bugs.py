@@ -76,7 +76,7 @@ CALCULATIONS: dict[str, Callable[[Any], Any]] = {
     "Matern": lambda xp: _kernels.Matern(1.3)._values(GaussianColumns(Y, 1 / 1.3, func="test", xp=xp)(X), xp=xp),
     "mirror": lambda xp: _kernel_distances.mirror(A, 1.0, xp=xp),
     "newton": lambda xp: _iterations.newton_raphson(
-        A, _iterations.adjoint_start(A, _iterations.safe_alpha(A, xp=xp), xp=xp), steps=12, xp=xp
+        A, _iterations.adjoint_start(A, _iterations.safe_alpha(A, xp=xp), xp=xp), steps=2, xp=xp
     ),
     "certificate": lambda xp: np.stack(_certificates.certify_pinv(A, np.linalg.inv(A), slices=1, xp=xp)[:2]),
     "whitening": lambda xp: (lambda m: m @ np.swapaxes(m, -1, -2))(
