@@ -232,6 +232,14 @@ def test_a_repeated_row_is_a_row_of_weight_two_also_below_full_rank(kind):
     np.testing.assert_allclose(getattr(weighted, values)(x), getattr(repeated, values)(x), rtol=1e-6, atol=1e-8)
 
 
+def test_the_order_of_the_rows_does_not_matter():
+    x, y = problem()
+    order = np.random.default_rng(3).permutation(150)
+    one, other = NystromRidge(rank=30, random_state=0).fit(x, y), NystromRidge(rank=30, random_state=0).fit(x[order], y[order])
+    assert np.array_equal(one.landmarks_, other.landmarks_)
+    np.testing.assert_allclose(one.predict(x), other.predict(x), atol=1e-8)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_batches_give_what_all_rows_at_once_give(weighted):
     x, y = problem(600)
