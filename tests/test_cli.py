@@ -391,7 +391,7 @@ def test_refusals_are_one_line_and_status_2(folder: Path, capsys: pytest.Capture
 
 USAGE = {
     "no command": ([], "required: COMMAND"),
-    "unknown command": (["fit"], "invalid choice: 'fit'"),
+    "unknown command": (["solve"], "invalid choice: 'solve'"),
     "no data": (["approximate", "--rank", "3"], "required: DATA"),
     "neither rank nor tol": (["approximate", "x.npy"], "one of the arguments --rank --tol is required"),
     "both": (["approximate", "x.npy", "--rank", "3", "--tol", "0.1"], "not allowed with argument --rank"),
