@@ -31,6 +31,11 @@ WATCHED = {
 }  # fmt: skip
 
 
+def _is_installed_module(code: Any) -> bool:
+    """Is it the body of a module of Python or of an installed library, which a reader imports when it first needs it?"""
+    return getattr(code, "co_name", "") == "<module>" and getattr(code, "co_filename", "").startswith((sys.prefix, sys.base_prefix))
+
+
 class Watch:
     """What happened while it was on."""
 
@@ -40,6 +45,8 @@ class Watch:
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.on:
+            return
+        if event == "exec" and _is_installed_module(arguments[0]):
             return
         if event in WATCHED:
             self.seen[f"{event} {str(arguments[0])[:60]}"] += 1
