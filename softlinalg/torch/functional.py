@@ -444,7 +444,11 @@ def softmax_attention_error(
 # ------------------------------------------------------------------------------------------------- helpers
 def _checked(func: str, q: Tensor, k: Any, v: Tensor, landmarks: Any, hidden: Tensor | None) -> list[Any]:
     """The tensors with integers promoted; raises unless they are tensors that fit together."""
-    required = {"q": q, "v": v, **({"landmarks": landmarks} if func == "soft_attention" else {})}
+    required = {"q": q, "v": v}
+    if func == "soft_attention":
+        required["landmarks"] = landmarks
+    elif "softmax" in func:  # keys have no default there
+        required["k"] = k
     for name, x in required.items():
         if x is None:
             message = f"{func}: {name} must be a tensor; got None. Pass torch.as_tensor({name})."
