@@ -12,7 +12,7 @@ import contextlib
 import functools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import array_api_compat as compat
@@ -56,6 +56,7 @@ __all__ = [
     "is_exactly_hermitian",
     "is_half",
     "is_numpy",
+    "is_small_on_host",
     "is_traced",
     "largest_entry",
     "matmul_into",
@@ -73,11 +74,11 @@ __all__ = [
     "row_squares",
     "same_memory",
     "scale_by_power_of_two",
-    "small_host_view",
     "spd_inverse",
     "subtract_into",
     "subtract_product_into",
     "take_rows",
+    "through_numpy",
     "tiny",
     "to_float",
     "to_numpy",
@@ -476,9 +477,17 @@ def host_view(x: Array, *, xp: Namespace) -> tuple[Array, Namespace]:
     return x, xp
 
 
-def small_host_view(x: Array, entries: int, *, xp: Namespace) -> tuple[Array, Namespace]:
-    """`host_view` of an array of another library where so few entries are worked on that calling costs more than computing."""
-    return host_view(x, xp=xp) if 0 < entries <= _FEW and not isinstance(x, np.ndarray) else (x, xp)
+def is_small_on_host(x: Array, entries: int) -> bool:
+    """Is `x` of another library than NumPy, on the host, and `entries` so few that calling costs more than computing?"""
+    return 0 < entries <= _FEW and not isinstance(x, np.ndarray) and is_cpu(x) and dtype_name(x.dtype) != "bfloat16"
+
+
+def through_numpy(function: Callable[[Array, Namespace], Array | None], x: Array, *, xp: Namespace) -> Array | None:
+    """`function(array, namespace)` of `x` in NumPy, its result in the library of `x`; without NumPy's warnings and BLAS threads."""
+    host, hosts = host_view(x, xp=xp)
+    with one_blas_thread(), quiet(host):
+        found = function(host, hosts)
+    return None if found is None else from_numpy(found, x, xp=xp)
 
 
 _FEW = 16384

@@ -111,11 +111,8 @@ def plain_inverse(w: Array, settings: InverseSettings, *, xp: Namespace) -> Arra
 
 def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) -> Array | None:
     """The inverse by Cholesky where the cheapest certificate of `ridge_inverse` holds for the whole batch."""
-    host, hosts = _arrays.small_host_view(w, math.prod(w.shape), xp=xp)
-    if hosts is not xp:
-        with _arrays.one_blas_thread():
-            found = _quickly_certified(host, settings, xp=hosts)
-        return None if found is None else _arrays.from_numpy(found, w, xp=xp)
+    if _arrays.is_small_on_host(w, math.prod(w.shape)):
+        return _arrays.through_numpy(lambda host, hosts: _quickly_certified(host, settings, xp=hosts), w, xp=xp)
     wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
     b = wide + settings.ridge * _arrays.eye_like(wide, xp=xp)
     x, _ = _arrays.spd_inverse(b, xp=xp)

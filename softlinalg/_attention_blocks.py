@@ -134,12 +134,9 @@ class Columns:
         xp = self.xp
         left = self.buffer("left", span, self.d + 2)
         z = left[..., : self.d]
-        block, center = take(points, hidden, span, xp=xp), per_head(self.center, span)
-        if span.members == 1:
-            _arrays.subtract_into(z, block[0, 0, ...], center)
-        else:
-            shaped = xp.reshape(left, (*span.shape, self.d + 2))  # of a buffer in order: a view
-            _arrays.subtract_into(shaped[..., : self.d], block, xp.reshape(center, (*span.shape[:2], 1, self.d)))
+        shaped = xp.reshape(left, (*span.shape, self.d + 2))  # of a buffer in order: a view
+        center = xp.reshape(self.center[span.flat, ...], (*span.shape[:2], 1, self.d))
+        _arrays.subtract_into(shaped[..., : self.d], take(points, hidden, span, xp=xp), center)
         _arrays.row_squares(z, left[..., self.d])
         return left
 
@@ -362,11 +359,8 @@ def _landmark_gradient(dw: Array, columns: Columns) -> Array:
 # ------------------------------------------------------------------------------------------ landmarks alone
 def landmark_matrix(landmarks: Array, inverse_scale: float, *, xp: Namespace) -> Array | None:
     """k(L, L), (..., m, m), in the wide type: symmetric, with a unit diagonal. None where some landmarks are far from the rest."""
-    host, hosts = _arrays.small_host_view(landmarks, math.prod(landmarks.shape[:-1]) * landmarks.shape[-2], xp=xp)
-    if hosts is not xp:
-        with _arrays.one_blas_thread():
-            found = landmark_matrix(host, inverse_scale, xp=hosts)
-        return None if found is None else _arrays.from_numpy(found, landmarks, xp=xp)
+    if _arrays.is_small_on_host(landmarks, math.prod(landmarks.shape[:-1]) * landmarks.shape[-2]):
+        return _arrays.through_numpy(lambda host, hosts: landmark_matrix(host, inverse_scale, xp=hosts), landmarks, xp=xp)
     wide = _arrays.wide_dtype(landmarks, xp=xp)
     points = xp.reshape(xp.astype(landmarks, wide, copy=False), (math.prod(landmarks.shape[:-2]), *landmarks.shape[-2:]))
     points = points - mean_point(points, xp=xp)

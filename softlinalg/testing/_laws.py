@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from softlinalg.errors import ParameterError
 from softlinalg.testing import _layouts
 from softlinalg.testing._report import Example, PropertyResult, Report, versions
 
-__all__ = ["BACKENDS", "DTYPES", "AnyCase", "Broken", "Call", "Law", "Subject", "run", "spectral_norm"]
+__all__ = ["BACKENDS", "DTYPES", "AnyCase", "Broken", "Call", "Law", "Subject", "first_cases", "mixed", "run", "spectral_norm"]
 
 Host = np.ndarray[Any, Any]
 
@@ -30,6 +30,20 @@ DTYPES = ("float32", "float64", "complex64", "complex128")
 
 SHRINK_LIMIT = 400
 """Evaluations of a law that the search for its smallest failing case may take."""
+
+
+_Combination = TypeVar("_Combination")
+
+
+def mixed(combinations: Sequence[_Combination]) -> tuple[_Combination, ...]:
+    """The combinations of a grid in an order that is always the same, so that the first few are of every kind."""
+    order = np.random.default_rng(2024).permutation(len(combinations))
+    return tuple(combinations[i] for i in order)
+
+
+def first_cases(combinations: Sequence[_Combination], count: int) -> list[_Combination]:
+    """The first `count` of some combinations, dataclasses with a `seed`; after all of them once, again with other seeds."""
+    return [replace(combinations[i % len(combinations)], seed=1 + i) for i in range(count)]  # type: ignore[type-var]
 
 
 class Broken(Exception):  # noqa: N818 - not an error of ours but what is wrong with a result

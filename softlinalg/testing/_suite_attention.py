@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from softlinalg.testing import ratios
-from softlinalg.testing._laws import Host, Law, Subject, Trial, kind_kept, not_answered, same_bits
+from softlinalg.testing._laws import Host, Law, Subject, Trial, first_cases, kind_kept, mixed, not_answered, same_bits
 from softlinalg.testing._points import AttentionCase, build_attention, gaussian_values
 
 __all__ = ["RIDGE", "AttentionTrial", "TokensCase", "attention_cases", "laws"]
@@ -91,14 +91,12 @@ class TokensCase:
 def _combinations(dtype: str, large: bool) -> tuple[TokensCase, ...]:
     sizes = SIZES + (LARGE_SIZES if large else ())
     found = [TokensCase(n, d, m, kind, magnitude, 0, dtype) for (n, d, m), kind, magnitude in itertools.product(sizes, KINDS, MAGNITUDES)]
-    order = np.random.default_rng(2024).permutation(len(found))
-    return tuple(found[i] for i in order)
+    return mixed(found)
 
 
 def attention_cases(count: int, *, dtype: str, large: bool) -> list[TokensCase]:
     """The first `count` inputs of the grid; after all combinations once, again with other seeds."""
-    combinations = _combinations(dtype, large)
-    return [replace(combinations[i % len(combinations)], seed=1 + i) for i in range(count)]
+    return first_cases(_combinations(dtype, large), count)
 
 
 def exact_attention(q: Host, v: Host, landmarks: Host, *, ridge: float = RIDGE) -> Host:

@@ -13,7 +13,7 @@ import numpy as np
 
 from softlinalg.testing import _layouts, ratios
 from softlinalg.testing._cases import random_frame
-from softlinalg.testing._laws import Broken, Call, Host, Law, Subject, Trial, kind_kept, not_answered, same_bits
+from softlinalg.testing._laws import Broken, Call, Host, Law, Subject, Trial, first_cases, kind_kept, mixed, not_answered, same_bits
 from softlinalg.testing._points import POINT_KINDS, PointCase, build_points, gaussian_values
 
 __all__ = ["KernelTrial", "PointsCase", "laws", "points"]
@@ -87,14 +87,12 @@ def _combinations(dtype: str, large: bool) -> tuple[PointsCase, ...]:
         PointsCase(n, d, kind, length, scale, 0, dtype)
         for (n, d), kind, length, scale in itertools.product(sizes, POINT_KINDS, LENGTH_SCALES, SCALES)
     ]
-    order = np.random.default_rng(2024).permutation(len(found))
-    return tuple(found[i] for i in order)
+    return mixed(found)
 
 
 def points(count: int, *, dtype: str, large: bool) -> list[PointsCase]:
     """The first `count` sets of the grid; after all combinations once, again with other seeds."""
-    combinations = _combinations(dtype, large)
-    return [replace(combinations[i % len(combinations)], seed=1 + i) for i in range(count)]
+    return first_cases(_combinations(dtype, large), count)
 
 
 class KernelTrial(Trial[PointsCase]):

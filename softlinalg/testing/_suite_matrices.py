@@ -8,10 +8,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from softlinalg.testing import gallery
 from softlinalg.testing._cases import Case, build_matrix, unit
+from softlinalg.testing._laws import first_cases, mixed
 
 __all__ = ["MatrixCase", "NamedCase", "gallery_cases", "matrices"]
 
@@ -167,9 +166,7 @@ def _combinations(dtype: str, grade: str, large: bool) -> tuple[MatrixCase, ...]
             found[made] = None
         if not exact:
             found[MatrixCase(rows, columns, 0, 3, 1.0, 0, 0, dtype)] = None
-    combinations = list(found)
-    order = np.random.default_rng(2024).permutation(len(combinations))
-    return tuple(combinations[i] for i in order)
+    return mixed(list(found))
 
 
 def matrices(count: int, *, dtype: str, grade: str, large: bool, square: bool = False, max_cond: float | None = None) -> list[MatrixCase]:
@@ -177,7 +174,7 @@ def matrices(count: int, *, dtype: str, grade: str, large: bool, square: bool = 
     combinations = [made for made in _combinations(dtype, grade, large) if not square or made.rows == made.columns]
     if max_cond is not None:
         combinations = [made for made in combinations if made.cond <= max_cond]
-    return [replace(combinations[i % len(combinations)], seed=1 + i) for i in range(count)]
+    return first_cases(combinations, count)
 
 
 def gallery_cases(*, dtype: str, grade: str, max_cond: float | None = None) -> list[NamedCase]:

@@ -15,7 +15,7 @@ import numpy as np
 from softlinalg import Gaussian
 from softlinalg._typing import Array
 from softlinalg.testing import ratios
-from softlinalg.testing._laws import Host, Law, Subject, Trial, kind_kept, not_answered, same_bits
+from softlinalg.testing._laws import Host, Law, Subject, Trial, first_cases, kind_kept, mixed, not_answered, same_bits
 from softlinalg.testing._points import PointCase, build_points, gaussian_values
 
 __all__ = ["Linear", "LowRankCase", "NystromTrial", "Scaled", "laws", "low_rank_cases"]
@@ -145,14 +145,12 @@ def _combinations(dtype: str, large: bool) -> tuple[LowRankCase, ...]:
             sizes, ("normal", "duplicated", "collinear", "grid"), CHOICES, (0, -27, -40, 20)
         )
     ]
-    order = np.random.default_rng(2024).permutation(len(found))
-    return tuple(found[i] for i in order)
+    return mixed(found)
 
 
 def low_rank_cases(count: int, *, dtype: str, large: bool) -> list[LowRankCase]:
     """The first `count` cases of the grid; after all combinations once, again with other seeds."""
-    combinations = _combinations(dtype, large)
-    return [replace(combinations[i % len(combinations)], seed=1 + i) for i in range(count)]
+    return first_cases(_combinations(dtype, large), count)
 
 
 class NystromTrial(Trial[LowRankCase]):

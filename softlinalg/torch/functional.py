@@ -13,7 +13,7 @@ from softlinalg._attention_blocks import Columns
 from softlinalg._attention_full import AttentionError
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
-from softlinalg.errors import DTypeError, ParameterError, ShapeError
+from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch import autograd
 from softlinalg.torch.inputs import checked_tensors
 
@@ -112,7 +112,7 @@ def soft_attention(
             "tokens would leak into earlier ones. Use softmax attention for autoregressive models."
         )
         raise ParameterError(message)
-    q, k, v, landmarks = _checked(func, q, k, v, landmarks, key_padding_mask)
+    q, k, v, landmarks = _checked(func, q, k, v, landmarks, key_padding_mask, optional=("k",))
     if isinstance(inverse, str) and inverse == "auto":
         if max(q.shape[2], v.shape[-2]) < FULL_KERNEL_BELOW and is_one_of(normalization, (None, "symmetric")):
             return gaussian_attention(q, v, k, normalization=normalization, key_padding_mask=key_padding_mask)
@@ -215,7 +215,7 @@ def gaussian_attention(
     if not is_one_of(normalization, (None, "row", "symmetric")):
         message = f"{func}: normalization must be None, 'row' or 'symmetric'; got {shown(normalization)}. The default is None."
         raise ParameterError(message)
-    q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
+    q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask, optional=("k", "landmarks"))
     result, hidden = _result_type(q, k, v), _for_heads(key_padding_mask)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = _in_one_type(q, k, v)
@@ -442,18 +442,11 @@ def softmax_attention_error(
 
 
 # ------------------------------------------------------------------------------------------------- helpers
-def _checked(func: str, q: Tensor, k: Any, v: Tensor, landmarks: Any, hidden: Tensor | None) -> list[Any]:
+def _checked(
+    func: str, q: Tensor, k: Any, v: Tensor, landmarks: Any, hidden: Tensor | None, *, optional: tuple[str, ...] = ("landmarks",)
+) -> list[Any]:
     """The tensors with integers promoted; raises unless they are tensors that fit together."""
-    required = {"q": q, "v": v}
-    if func == "soft_attention":
-        required["landmarks"] = landmarks
-    elif "softmax" in func:  # keys have no default there
-        required["k"] = k
-    for name, x in required.items():
-        if x is None:
-            message = f"{func}: {name} must be a tensor; got None. Pass torch.as_tensor({name})."
-            raise DTypeError(message)
-    q, k, v, landmarks = checked_tensors(func, q=q, k=k, v=v, landmarks=landmarks, mask=hidden)
+    q, k, v, landmarks = checked_tensors(func, q=q, k=k, v=v, landmarks=landmarks, mask=hidden, optional=optional)
     for name, x in (("q", q), ("k", k), ("v", v), ("landmarks", landmarks)):
         if x is not None and x.ndim != 4:
             message = f"{func}: {name} must have shape (batch, heads, tokens, features); got {tuple(x.shape)}. Add the missing axes."

@@ -17,8 +17,8 @@ __all__ = ["checked_tensors", "whole_sides"]
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def checked_tensors(func: str, *, mask: Any = None, **given: Any) -> list[Any]:
-    """Tensors by the names of their arguments, checked; integers and truth values become the default float; None stays None.
+def checked_tensors(func: str, *, mask: Any = None, optional: tuple[str, ...] = (), **given: Any) -> list[Any]:
+    """Tensors by the names of their arguments, checked; integers and truth values become the default float.
 
     Parameters
     ----------
@@ -26,6 +26,8 @@ def checked_tensors(func: str, *, mask: Any = None, **given: Any) -> list[Any]:
         Name of the public function, for messages.
     mask : Tensor or None
         A `key_padding_mask`: only what it is and where it is are looked at.
+    optional : tuple of str
+        The arguments that may be None, and then stay so.
 
     Raises
     ------
@@ -36,7 +38,7 @@ def checked_tensors(func: str, *, mask: Any = None, **given: Any) -> list[Any]:
     ResourceError
         A tensor that repeats its entries, and would not fit in memory if it did not.
     """
-    found = [None if x is None else _checked(func, name, x) for name, x in given.items()]
+    found = [None if x is None and name in optional else _checked(func, name, x) for name, x in given.items()]
     if mask is not None and not isinstance(mask, Tensor):
         message = f"{func}: key_padding_mask must be a boolean tensor; got {shown(mask)}. Pass torch.as_tensor(mask)."
         raise DTypeError(message)
