@@ -289,7 +289,7 @@ def _check_size(func: str, count: Any, tol: Any, method: str, *, n: int, resolut
         message = f"{func}: count or tol must be given, and not both; got {what}. Pass one of them."
         raise ParameterError(message)
     if tol is None:
-        return whole_number(count, func=func, name="count", minimum=1, maximum=n), None
+        return whole_number(count, func=func, name="count", minimum=1, maximum=n, remedy="Choose one in that range."), None
     if method not in PIVOT_METHODS:
         message = f"{func}: tol needs a method that knows its error; got {method!r}. Pass count, or one of {', '.join(PIVOT_METHODS)}."
         raise ParameterError(message)

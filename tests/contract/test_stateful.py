@@ -72,7 +72,7 @@ class DecompositionMachine(RuleBasedStateMachine):
             try:
                 self.d @ self.library(v)
             except InputError as error:
-                assert "x must be at hand where features were not saved" in str(error)  # noqa: PT017
+                assert "data must be at hand for features that are not stored" in str(error)  # noqa: PT017
                 return
             raise AssertionError("a product without data")
         self.close(self.d @ self.library(v), self.dense @ v, scale=float(np.abs(v).sum(axis=0).max(initial=0)))

@@ -889,7 +889,7 @@ def test_median_of_equal_rows_or_of_traced_ones_is_refused():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "name must be one of gaussian, laplacian, matern; got 'None'"),
+        ({}, "name must be one of gaussian, laplacian, matern; got None"),
         ("gaussian", "name must be one of"),
         ({"name": "os.system"}, "got 'os.system'"),
         ({"name": ["gaussian"], "length_scale": 1}, "name must be one of"),

@@ -817,7 +817,7 @@ X = np.arange(12.0).reshape(6, 2)
         ({"tol": 0.1, "method": "uniform"}, ParameterError, "tol needs a method that knows its error; got 'uniform'"),
         ({"tol": 0.1, "method": "kmeans"}, ParameterError, "tol needs a method that knows its error; got 'kmeans'"),
         ({"count": 2, "method": "best"}, ParameterError, "method must be one of rpcholesky.lloyd, kmeans, .*; got 'best'"),
-        ({"count": 2, "method": None}, ParameterError, "method must be one of .*; got 'None'"),
+        ({"count": 2, "method": None}, ParameterError, "method must be one of .*; got None"),
         ({"count": 2, "kernel": "gaussian"}, ParameterError, r"kernel must have __call__\(x, y\) and diagonal\(x\); got str"),
         ({"count": 2, "kernel": Gaussian}, ParameterError, r"kernel must have __call__\(x, y\) and diagonal\(x\); got Gaussian"),
         ({"count": 2, "kernel": np.exp}, ParameterError, "kernel must have __call__"),
