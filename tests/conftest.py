@@ -27,6 +27,7 @@ settings.register_profile(
 settings.register_profile("thorough", parent=settings.get_profile("ci"), max_examples=2000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+
 def _keep_compiled_code() -> None:
     """Most of JAX's time in these tests is compilation: its workers and later runs share what was compiled for this processor."""
     processor = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else platform.processor()
