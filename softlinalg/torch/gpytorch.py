@@ -160,13 +160,13 @@ class NystromKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
         inverse = landmark_inverse((w + w.mT) / (2 * scale), ridge=self.ridge)
         factor = torch.linalg.cholesky(inverse) / scale.sqrt()
         cross: Tensor = to_dense(self.base_kernel(x, self.landmarks))
-        return (cross.double() @ factor).to(cross.dtype)
+        root: Tensor = (cross.double() @ factor).to(cross.dtype)
+        return root
 
     def _left_out(self, x: Tensor, root: Tensor) -> Tensor:
         """What the approximation leaves out of the diagonal, (..., n); at least zero but for rounding."""
         whole: Tensor = to_dense(self.base_kernel(x, x, diag=True))
-        rest: Tensor = (whole - (root * root).sum(-1)).clamp_min(0)
-        return rest
+        return (whole - (root * root).sum(-1)).clamp_min(0)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Any:  # what GPyTorch calls
         """The covariance, as a linear operator; its diagonal where `diag`."""
