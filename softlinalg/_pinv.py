@@ -114,7 +114,8 @@ def pinv(
     -----
     The decompositions run in float64 where the device has it. Accuracy classes: "svd" and "eigh" meet all four Penrose
     conditions to a multiple of eps times the condition number; the iterations meet the two symmetry conditions to a
-    multiple of eps times its square. What is certified is the distance to the pseudo-inverse of the nearest matrix of
+    multiple of eps times its square, and where the rank is deficient to the certified error: rounding in the null space
+    grows until the cut-off is resolved. What is certified is the distance to the pseudo-inverse of the nearest matrix of
     the certified rank (docs/theory/certificates.md, theorems C2 and C3): the distance to A^+ itself cannot be bounded
     where the rank is uncertain.
 
