@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _attention_blocks, _certificates, _iterations
+from softlinalg import _arrays, _attention_blocks, _certificates, _inputs, _iterations, _linalg
 from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
 from softlinalg._kernel_distances import GaussianColumns, mirror
 from softlinalg._newton_pinv import newton_pinv
@@ -67,10 +67,10 @@ def inverse_settings(
             raise ParameterError(message)
     steps = whole_number(steps, func=func, name="steps", minimum=0, remedy="The published number is 20.")
     if tol is not None:
-        tol = _arrays.real_scalar(tol, func=func, name="tol", maximum=0.5)
+        tol = _inputs.real_scalar(tol, func=func, name="tol", maximum=0.5)
     if ridge is None:
         ridge = 0.0 if (inverse, normalization) == ("published", "published") else RIDGE
-    ridge = _arrays.real_scalar(ridge, func=func, name="ridge", strict=False)
+    ridge = _inputs.real_scalar(ridge, func=func, name="ridge", strict=False)
     return InverseSettings(inverse, ridge, steps, tol, published_alpha, normalization)
 
 
@@ -105,7 +105,7 @@ def plain_inverse(w: Array, settings: InverseSettings, *, xp: Namespace) -> Arra
         return ridge_inverse(w, settings.ridge, tol=settings.tol, check_finite=False)
     if settings.inverse == "exact":
         wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
-        return xp.astype(_arrays.spd_inverse(wide + settings.ridge * _arrays.eye_like(wide, xp=xp), xp=xp)[0], w.dtype, copy=False)
+        return xp.astype(_linalg.spd_inverse(wide + settings.ridge * _arrays.eye_like(wide, xp=xp), xp=xp)[0], w.dtype, copy=False)
     return newton_inverse(w, start_factor(w, settings, xp=xp), settings)
 
 
@@ -115,10 +115,10 @@ def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) ->
         return _arrays.through_numpy(lambda host, hosts: _quickly_certified(host, settings, xp=hosts), w, xp=xp)
     wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
     b = wide + settings.ridge * _arrays.eye_like(wide, xp=xp)
-    x, _ = _arrays.spd_inverse(b, xp=xp)
+    x, _ = _linalg.spd_inverse(b, xp=xp)
     certificate = _certificates.certify_cholesky(b, x, xp=xp)
     # Rounding of 1 + ridge may have moved B, and so I - B X.
-    residual = certificate.residual + _arrays.eps(wide.dtype) * (1 + settings.ridge) * _arrays.frobenius(x, xp=xp)
+    residual = certificate.residual + _arrays.eps(wide.dtype) * (1 + settings.ridge) * _linalg.frobenius(x, xp=xp)
     tol = settings.tol or (1e-6 if _arrays.eps(w.dtype) < 1e-10 else 1e-3)
     return xp.astype(x, w.dtype, copy=False) if bool(xp.all(residual <= tol)) else None
 
@@ -320,17 +320,17 @@ def soft_attention(
     True
     """
     func = "soft_attention"
-    xp, (q, v, landmarks, k), dtype = _arrays.prepare(func, {"q": q, "v": v, "landmarks": landmarks, "k": k}, optional=("k",))
+    xp, (q, v, landmarks, k), dtype = _inputs.prepare(func, {"q": q, "v": v, "landmarks": landmarks, "k": k}, optional=("k",))
     settings = inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )._replace(is_kernel=True)
     check_shapes(func, q, k, v, landmarks, key_padding_mask)
-    _arrays.check_batches(func, q=q, k=k, v=v, landmarks=landmarks)
-    scale = q.shape[-1] ** 0.25 if length_scale is None else _arrays.real_scalar(length_scale, func=func, name="length_scale")
+    _inputs.check_batches(func, q=q, k=k, v=v, landmarks=landmarks)
+    scale = q.shape[-1] ** 0.25 if length_scale is None else _inputs.real_scalar(length_scale, func=func, name="length_scale")
     check_finite = flag(check_finite, func=func, name="check_finite")
     for name, array in (("q", q), ("v", v), ("landmarks", landmarks), ("k", k)):
         if check_finite and array is not None:
-            _arrays.check_finite(array, func=func, name=name, xp=xp)
+            _inputs.check_finite(array, func=func, name=name, xp=xp)
     work = _arrays.compute_dtype(dtype, xp=xp)
     landmarks = xp.astype(landmarks, work, copy=False)
     with _arrays.quiet(landmarks):

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _buffers
 from softlinalg._kernel_distances import near_limit
 from softlinalg._kernel_products import rows_per_block
 from softlinalg._typing import Array, DType, Namespace
@@ -94,13 +94,13 @@ class Columns:
     """What the exponents need of the landmarks (b, h, m, d), and the memory of the blocks."""
 
     def __init__(self, landmarks: Array, inverse_scale: float, *, xp: Namespace) -> None:
-        self.xp, self.dtype, self.unit = xp, landmarks.dtype, _arrays.exponent_unit(landmarks)
+        self.xp, self.dtype, self.unit = xp, landmarks.dtype, _buffers.exponent_unit(landmarks)
         self.b, self.h, self.m, self.d = landmarks.shape
         flat = xp.reshape(landmarks, (self.b * self.h, self.m, self.d))
         self.center = mean_point(flat, xp=xp)  # (B, 1, d)
         self.w = flat - self.center
         scaled = self.w * inverse_scale
-        squared = _arrays.row_squares(scaled)[..., None]
+        squared = _buffers.row_squares(scaled)[..., None]
         self.near = squared <= near_limit(self.dtype)
         self.precision = inverse_scale**2
         # For the gradient: products with weights give their sums over landmarks and over w, both divided by l^2.
@@ -136,15 +136,15 @@ class Columns:
         z = left[..., : self.d]
         shaped = xp.reshape(left, (*span.shape, self.d + 2))  # of a buffer in order: a view
         center = xp.reshape(self.center[span.flat, ...], (*span.shape[:2], 1, self.d))
-        _arrays.subtract_into(shaped[..., : self.d], take(points, hidden, span, xp=xp), center)
-        _arrays.row_squares(z, left[..., self.d])
+        _buffers.subtract_into(shaped[..., : self.d], take(points, hidden, span, xp=xp), center)
+        _buffers.row_squares(z, left[..., self.d])
         return left
 
     def write(self, points: Array, hidden: Array | None, span: Span, out: Array) -> None:
         """Features of a block of `points` into `out`, (heads, rows, m) or (rows, m)."""
         left = self.fill(points, hidden, span)
-        _arrays.matmul_into(out, left, per_head(self.columns, span))
-        _arrays.clamped_exp_in_place(out, self.lowest, self.unit)
+        _buffers.matmul_into(out, left, per_head(self.columns, span))
+        _buffers.clamped_exp_in_place(out, self.lowest, self.unit)
 
 
 def per_head(x: Array, span: Span) -> Array:
@@ -227,7 +227,7 @@ def attend(q: Array, k: Array | None, v: Array, hidden: Array | None, x: Array, 
     features = key_features
     if k is not None:
         features = _arrays.empty_like_shape((b * h, q.shape[-2], m), columns.rows, xp=xp)
-    out = _arrays.empty_in_order_of(q, (b, h, q.shape[-2], e), xp=xp)
+    out = _buffers.empty_in_order_of(q, (b, h, q.shape[-2], e), xp=xp)
     gone = hidden if k is None else None
     for span in spans(b, h, q.shape[-2], columns.step):
         block = rows_of(features, span)
@@ -253,7 +253,7 @@ def add_product(total: Array, left: Array, right: Array, span: Span, *, xp: Name
 def product_into(out: Array, block: Array, right: Array, hidden: Array | None, span: Span, *, xp: Namespace) -> None:
     """A block of (b, h, n, e) as the product of features and a factor."""
     if hidden is None and span.members == 1 and out.dtype == block.dtype:
-        _arrays.matmul_into(out[span.batch.start, span.heads.start, span.rows, :], block, right)
+        _buffers.matmul_into(out[span.batch.start, span.heads.start, span.rows, :], block, right)
     else:
         give(out, block @ right, hidden, span, xp=xp)
 
@@ -286,7 +286,7 @@ def attend_vjp(
     core = xp.astype(wide_x @ saved.moment, columns.dtype, copy=False)
     dmoment = xp.astype(xp.matrix_transpose(wide_x) @ total, columns.dtype, copy=False)
     dw = _arrays.zeros_like_shape((b * h, m, columns.d + 2), saved.moment, xp=xp)
-    dv = _arrays.empty_in_order_of(v, tuple(v.shape), xp=xp)
+    dv = _buffers.empty_in_order_of(v, tuple(v.shape), xp=xp)
     if k is None:
         factor = xp.matrix_transpose(xp.concat([core, dmoment], axis=-1))  # (B, 2e, m)
         dq = _pull(q, [(grad, gone), (v, hidden)], factor, saved.features, hidden, columns, dw, (dv, dmoment))
@@ -309,13 +309,13 @@ def _pull(
 ) -> Array:
     """Gradient of the points from that of their features, [parts] @ factor; adds to `dw`, and fills the gradient of the values."""
     xp, d = columns.xp, columns.d
-    gradient = _arrays.empty_in_order_of(points, tuple(points.shape), xp=xp)
+    gradient = _buffers.empty_in_order_of(points, tuple(points.shape), xp=xp)
     for span in spans(columns.b, columns.h, points.shape[-2], columns.step):
         block = rows_of(features, span)
         if values is not None:
             product_into(values[0], block, per_head(values[1], span), hidden, span, xp=xp)
         weights = columns.buffer("weights", span, columns.m)
-        _arrays.matmul_into(weights, _side_by_side(parts, columns, span), per_head(factor, span))
+        _buffers.matmul_into(weights, _side_by_side(parts, columns, span), per_head(factor, span))
         weights *= block
         left = columns.fill(points, hidden, span)
         add_product(dw, weights, left, span, xp=xp)
@@ -340,12 +340,12 @@ def _side_by_side(parts: list[tuple[Array, Array | None]], columns: Columns, spa
 def _give_point_gradient(gradient: Array, weights: Array, left: Array, hidden: Array | None, columns: Columns, span: Span, d: int) -> None:
     """(H w - rowsum(H) z) / l^2 for a block; H w and the row sums from one product."""
     pulled = columns.buffer("pulled", span, d + 2)
-    _arrays.matmul_into(pulled, weights, per_head(columns.rows, span))
+    _buffers.matmul_into(pulled, weights, per_head(columns.rows, span))
     moved, sums, z = pulled[..., :d], pulled[..., d : d + 1], left[..., :d]
     if hidden is None and span.members == 1:
-        _arrays.subtract_product_into(gradient[span.batch.start, span.heads.start, span.rows, :], moved, sums, z)
+        _buffers.subtract_product_into(gradient[span.batch.start, span.heads.start, span.rows, :], moved, sums, z)
         return
-    _arrays.subtract_product_into(moved, moved, sums, z)
+    _buffers.subtract_product_into(moved, moved, sums, z)
     give(gradient, moved, hidden, span, xp=columns.xp)
 
 
@@ -365,16 +365,16 @@ def landmark_matrix(landmarks: Array, inverse_scale: float, *, xp: Namespace) ->
     points = xp.reshape(xp.astype(landmarks, wide, copy=False), (math.prod(landmarks.shape[:-2]), *landmarks.shape[-2:]))
     points = points - mean_point(points, xp=xp)
     points *= inverse_scale
-    squared = _arrays.row_squares(points)
+    squared = _buffers.row_squares(points)
     if bool(xp.any(squared > near_limit(wide))):
         return None
     squared *= -0.5
     exponents = squared[..., :, None] + squared[..., None, :]
-    _arrays.add_matmul_in_place(exponents, points, xp.matrix_transpose(points))
-    _arrays.clamped_exp_in_place(exponents, lowest_exponent(wide))
+    _buffers.add_matmul_in_place(exponents, points, xp.matrix_transpose(points))
+    _buffers.clamped_exp_in_place(exponents, lowest_exponent(wide))
     w = exponents + xp.matrix_transpose(exponents)  # sums in both orders are equal: exactly symmetric, whatever the product was
     w *= 0.5
-    _arrays.fill_diagonal_in_place(w, 1.0)
+    _buffers.fill_diagonal_in_place(w, 1.0)
     return xp.reshape(w, (*landmarks.shape[:-1], landmarks.shape[-2]))
 
 
@@ -401,7 +401,7 @@ def feature_matrix_vjp(grad: Array, points: Array, features: Array, columns: Col
     xp, d = columns.xp, columns.d
     flat = xp.reshape(features, (columns.b * columns.h, points.shape[-2], columns.m))
     dw = _arrays.zeros_like_shape((columns.b * columns.h, columns.m, d + 2), columns.rows, xp=xp, dtype=_arrays.wide_dtype(points, xp=xp))
-    gradient = _arrays.empty_in_order_of(points, tuple(points.shape), xp=xp)
+    gradient = _buffers.empty_in_order_of(points, tuple(points.shape), xp=xp)
     for span in spans(columns.b, columns.h, points.shape[-2], columns.step):
         weights = columns.buffer("weights", span, columns.m)
         put(weights, take(grad, None, span, xp=xp), span, xp=xp)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _linalg
 from softlinalg._typing import Array, Namespace
 
 __all__ = [
@@ -89,7 +89,7 @@ def upper_frobenius(a: Array, *, xp: Namespace) -> Array:
     m, n = a.shape[-2], a.shape[-1]
     floor = math.sqrt(_arrays.tiny(a.dtype)) * math.sqrt(m * n)
     if m * n * _unit(a.dtype) < 1e-3:
-        norm, rounding = _arrays.frobenius(a, xp=xp), _gamma(m * n + 8, a.dtype)
+        norm, rounding = _linalg.frobenius(a, xp=xp), _gamma(m * n + 8, a.dtype)
     else:  # sums along rows first: rounding grows with m + n instead of m n
         squares = xp.sum(xp.vecdot(a, a), axis=-1)
         norm = xp.sqrt(xp.real(squares) if _arrays.is_complex(a.dtype) else squares)
@@ -117,13 +117,13 @@ def _slice_bits(length: int, dtype: object) -> int:
 
 def _split(a: Array, bits: int, *, xp: Namespace) -> tuple[Array, Array]:
     """a = high + low exactly, `high` a whole multiple, at most 2**bits in size, of one power of two per matrix."""
-    exponent = _arrays.binary_exponent(_arrays.largest_entry(a, xp=xp), xp=xp) + 1
-    scaled = _arrays.scale_by_power_of_two(a, bits - exponent, xp=xp)
+    exponent = _linalg.binary_exponent(_linalg.largest_entry(a, xp=xp), xp=xp) + 1
+    scaled = _linalg.scale_by_power_of_two(a, bits - exponent, xp=xp)
     if _arrays.is_complex(a.dtype):
         high = xp.astype(xp.round(xp.real(scaled)), a.dtype) + 1j * xp.astype(xp.round(xp.imag(scaled)), a.dtype)
     else:
         high = xp.round(scaled)
-    high = _arrays.scale_by_power_of_two(high, exponent - bits, xp=xp)
+    high = _linalg.scale_by_power_of_two(high, exponent - bits, xp=xp)
     return high, a - high
 
 
@@ -206,7 +206,7 @@ def diagonal_shift(a: Array, shift: Array, *, dtype: object, xp: Namespace) -> t
     total = diagonal + column
     part = total - diagonal
     lost = (diagonal - (total - part)) + (column - part)
-    return _arrays.with_diagonal(a, total, xp=xp), lost
+    return _linalg.with_diagonal(a, total, xp=xp), lost
 
 
 # --------------------------------------------------------------------------------------------- the theorems
@@ -286,7 +286,7 @@ def correct_inverse(b: Array, x: Array, *, lost: Array, xp: Namespace) -> tuple[
     step = upper_frobenius(product.value, xp=xp) + product.error + size_x * error
     rounding = product.error + size_x * error + 4 * u * upper_frobenius(corrected, xp=xp)
     bound = xp.where(usable, (step * safe / (1 - safe) + rounding) * _slack(b), xp.full_like(rho, math.inf))
-    corrected = (corrected + _arrays.adjoint(corrected, xp=xp)) / 2
+    corrected = (corrected + _linalg.adjoint(corrected, xp=xp)) / 2
     return corrected, InverseCertificate(xp.where(usable, size_b * bound, bound), bound, upper_frobenius(corrected, xp=xp))
 
 
@@ -294,7 +294,7 @@ def _quick_certificate(b: Array, x: Array, *, shifted: bool, xp: Namespace) -> I
     """Theorem C1 with one product and three norms, the fewest passes over memory; off by rounding of order gamma_m |B| |X|."""
     u = _unit(b.dtype)
     size_b, size_x = upper_frobenius(b, xp=xp), upper_frobenius(x, xp=xp)
-    defect = _arrays.minus_identity(b @ x, xp=xp)
+    defect = _linalg.minus_identity(b @ x, xp=xp)
     absolute = _arrays.tiny(b.dtype) * b.shape[-1] ** 2
     rounding = (_gamma(b.shape[-1], b.dtype) + (2 * u if shifted else 0)) * size_b * size_x + absolute
     rho = (upper_frobenius(defect, xp=xp) * (1 + 2 * u) + rounding) * _slack(b)
@@ -330,7 +330,7 @@ def certify_cholesky(b: Array, x: Array, *, xp: Namespace) -> InverseCertificate
     """
     m = b.shape[-1]
     gamma = 8 * _gamma(m + 2, b.dtype)
-    trace_b, trace_x = _arrays.real_trace(b, xp=xp), _arrays.real_trace(x, xp=xp)
+    trace_b, trace_x = _linalg.real_trace(b, xp=xp), _linalg.real_trace(x, xp=xp)
     infinite = xp.full_like(trace_x, math.inf)
     product = trace_b * trace_x
     relative = gamma * (product + 2 * xp.sqrt(xp.where(product > 0, product, xp.zeros_like(product))) + m)
@@ -422,14 +422,14 @@ class _PinvTerms(NamedTuple):
         defect = _minus_product(left.value, a, slices=flat, xp=xp) if wide else _minus_product(a, right.value, slices=flat, xp=xp)
         weak = _minus_product(x, left.value, slices=1, xp=xp) if wide else _minus_product(right.value, x, slices=1, xp=xp)
         tau_error = defect.error + norm_a * small.error
-        adjoint_left, adjoint_right = _arrays.adjoint(left.value, xp=xp), _arrays.adjoint(right.value, xp=xp)
+        adjoint_left, adjoint_right = _linalg.adjoint(left.value, xp=xp), _linalg.adjoint(right.value, xp=xp)
         g_left, g_right = upper_spectral(left.value, xp=xp) + left.error, upper_spectral(right.value, xp=xp) + right.error
         noise, noise_error = _chain(adjoint_left, defect.value, xp=xp) if wide else _chain(defect.value, adjoint_right, xp=xp)
         noise_error = noise_error + (g_left if wide else g_right) * tau_error + small.error * upper_frobenius(defect.value, xp=xp)
         sandwich, sandwich_error = _chain(x, defect.value, x, xp=xp)
         columns, columns_error = _chain(x, adjoint_left, adjoint_left, xp=xp)
         rows, rows_error = _chain(adjoint_right, adjoint_right, x, xp=xp)
-        x_is_zero = _arrays.largest_entry(x, xp=xp) == 0
+        x_is_zero = _linalg.largest_entry(x, xp=xp) == 0
         return cls(
             left,
             right,
@@ -443,7 +443,7 @@ class _PinvTerms(NamedTuple):
             (sandwich + sandwich_error + norm_x * norm_x * tau_error) * slack,
             (columns + columns_error + norm_x * left.error * (2 * g_left + left.error)) * slack,
             (rows + rows_error + norm_x * right.error * (2 * g_right + right.error)) * slack,
-            x_is_zero & (_arrays.largest_entry(a, xp=xp) == 0),
+            x_is_zero & (_linalg.largest_entry(a, xp=xp) == 0),
             x_is_zero,
         )
 
@@ -465,7 +465,7 @@ def _chain(first: Array, second: Array, third: Array | None = None, *, xp: Names
 
 def _skew(s: Array, *, xp: Namespace) -> Array:
     """Upper bound of |S - S^H|_F."""
-    return upper_frobenius(s - _arrays.adjoint(s, xp=xp), xp=xp) * (1 + 4 * _unit(s.dtype))
+    return upper_frobenius(s - _linalg.adjoint(s, xp=xp), xp=xp) * (1 + 4 * _unit(s.dtype))
 
 
 def _hypot(a: Array, b: Array, *, xp: Namespace) -> Array:
@@ -496,7 +496,7 @@ def _projector_gap(terms: _PinvTerms, *, xp: Namespace) -> tuple[Array, Array, A
     """zeta and z0 of theorem C3, and whether |H - H^2| < 1/4, for H = sym(A X) and sym(X A) together."""
     eta = xp.zeros_like(terms.tau)
     for evaluated in (terms.left, terms.right):
-        complement = (evaluated.value + _arrays.adjoint(evaluated.value, xp=xp)) / 2  # I - H, up to `error`
+        complement = (evaluated.value + _linalg.adjoint(evaluated.value, xp=xp)) / 2  # I - H, up to `error`
         squared = _base_minus_product(complement, complement, complement, slices=1, xp=xp)
         size = upper_frobenius(complement, xp=xp)
         slip = evaluated.error + 2 * _unit(complement.dtype) * size
@@ -539,7 +539,7 @@ def _any_rank(terms: _PinvTerms, *, m: int, n: int, xp: Namespace) -> tuple[Arra
     extra = sigma * x_norm * (columns * (k_right + sigma * columns) + rows * (k_left + sigma * rows)) + columns * rows * tau
     inside = (terms.sandwich + extra) / (1 - xp.where(usable, alpha * tau, zero)) ** 2
     bound = _hypot(inside, _hypot(columns, rows, xp=xp), xp=xp) * (1 + 64 * unit)
-    trace = m - _arrays.real_trace(terms.left.value, xp=xp)
+    trace = m - _linalg.real_trace(terms.left.value, xp=xp)
     integer = xp.int64 if _arrays.has_float64(terms.left.value, xp=xp) else xp.int32
     rank = xp.astype(xp.round(xp.where(usable, trace, zero)), integer)
     bound, sigma = xp.where(terms.both_zero, zero, bound), xp.where(terms.both_zero, zero, sigma)

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernels import kernel_matmul
 from softlinalg._nystrom import NystromDecomposition, nystrom
 from softlinalg._nystrom_core import RowStore, Wide, check_rows, kernel_unit, optional_count
@@ -145,20 +145,20 @@ def solve_kernel_ridge(
     (True, True)
     """
     func = "solve_kernel_ridge"
-    xp, (x, y, weights), _ = _arrays.prepare(func, {"x": x, "y": y, "weights": weights}, optional=("weights",))
+    xp, (x, y, weights), _ = _inputs.prepare(func, {"x": x, "y": y, "weights": weights}, optional=("weights",))
     dtype = x.dtype if x.dtype == y.dtype else xp.result_type(x.dtype, y.dtype)
     check_rows(x, func=func)
     x, n = _arrays.detach(x), int(x.shape[0])
-    _arrays.check_finite(x, func=func, name="x", xp=xp)
+    _inputs.check_finite(x, func=func, name="x", xp=xp)
     targets = _arrays.detach(checked_targets(y, n, func=func, xp=xp))
     if weights is not None:
         checked_weights(weights, n, func=func, xp=xp)
     if on_failure not in ("warn", "raise", "ignore"):
         message = f'{func}: on_failure must be "warn", "raise" or "ignore"; got {str(on_failure)[:40]!r}. Choose one of these.'
         raise ParameterError(message)
-    ridge = _arrays.real_scalar(ridge, func=func, name="ridge")
+    ridge = _inputs.real_scalar(ridge, func=func, name="ridge")
     compute = _arrays.compute_dtype(dtype, xp=xp)
-    tol = TOLERANCE[_arrays.dtype_name(compute)] if tol is None else _arrays.real_scalar(tol, func=func, name="tol", maximum=1.0)
+    tol = TOLERANCE[_arrays.dtype_name(compute)] if tol is None else _inputs.real_scalar(tol, func=func, name="tol", maximum=1.0)
     cap = optional_count(max_steps, func=func, name="max_steps") or 1
     if approximation is None:
         count = optional_count(rank, func=func, name="rank", maximum=n) or min(n, RANK_FACTOR * math.isqrt(n) + 1)
@@ -220,7 +220,7 @@ def exact_ridge(
     solutions : list of KernelRidgeSolution
         One for each different ridge.
     """
-    xp, (x, y, weights), _ = _arrays.prepare("exact_ridge", {"x": x, "y": y, "weights": weights}, optional=("weights",))
+    xp, (x, y, weights), _ = _inputs.prepare("exact_ridge", {"x": x, "y": y, "weights": weights}, optional=("weights",))
     wide = Wide(x, xp=xp)
     one = xp.ones((int(x.shape[0]), 1), dtype=y.dtype, device=_arrays.device_of(y))
     columns: dict[int, Array] = {}
@@ -406,7 +406,7 @@ def _block_cg(
         q = system.apply(p, in_float64=in_float64)
         steps += 1
         energy = xp.matrix_transpose(p) @ q
-        factor, ok = _arrays.cholesky((energy + xp.matrix_transpose(energy)) / 2, xp=xp)
+        factor, ok = _linalg.cholesky((energy + xp.matrix_transpose(energy)) / 2, xp=xp)
         if not bool(ok):
             break
         alpha = _cholesky_solve(factor, xp.matrix_transpose(p) @ r, xp=xp)
@@ -452,7 +452,7 @@ def _independent(p: Array, *, xp: Namespace) -> Array:
 
 
 def _cholesky_solve(factor: Array, b: Array, *, xp: Namespace) -> Array:
-    return _arrays.triangular_solve(factor, _arrays.triangular_solve(factor, b, xp=xp), xp=xp, adjoint=True)
+    return _linalg.triangular_solve(factor, _linalg.triangular_solve(factor, b, xp=xp), xp=xp, adjoint=True)
 
 
 def _norms(a: Array, *, xp: Namespace) -> Array:

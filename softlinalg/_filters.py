@@ -12,7 +12,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, TypeGuard
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import ParameterError
 
@@ -151,14 +151,14 @@ def newton_raphson_filter(s: Array, *, steps: int, alpha: float | Array) -> Arra
     Evaluated by f <- f q with y = s f and q = 2 - y, never by differences of nearly equal numbers: the relative error
     stays near `steps` eps, where the formula loses all digits for small s.
     """
-    xp, (s,), _ = _arrays.prepare("newton_raphson_filter", {"s": s})
+    xp, (s,), _ = _inputs.prepare("newton_raphson_filter", {"s": s})
     first = _plain(alpha) * s
     return _filter(first, first * s, 2 - first * s, [(1.0, 1.0)] * host_count("newton_raphson_filter", "steps", steps), xp=xp)
 
 
 def newton_raphson_identity_filter(s: Array, *, steps: int, scale: float | Array) -> Array:
     r"""f_k(s) = (1 - (1 - c s)^(2^k)) / s: `newton_raphson` from X_0 = c I, c = `scale`; c 2^k at zero."""
-    xp, (s,), _ = _arrays.prepare("newton_raphson_identity_filter", {"s": s})
+    xp, (s,), _ = _inputs.prepare("newton_raphson_identity_filter", {"s": s})
     first = _plain(scale) * xp.ones_like(s)
     return _filter(first, first * s, 2 - first * s, [(1.0, 1.0)] * host_count("newton_raphson_identity_filter", "steps", steps), xp=xp)
 
@@ -178,7 +178,7 @@ def chebyshev_newton_filter(s: Array, *, lo: float | Array, hi: float | Array, s
     array
         Like `s`. At zero the limit, 2^polish n tanh(n theta) / sqrt(lo hi) with cosh(theta) = (hi + lo) / (hi - lo).
     """
-    xp, (s,), _ = _arrays.prepare("chebyshev_newton_filter", {"s": s})
+    xp, (s,), _ = _inputs.prepare("chebyshev_newton_filter", {"s": s})
     pairs = _filter_schedule("chebyshev_newton_filter", lo, hi, steps, polish, power=1, like=s, xp=xp)
     lo, hi = _plain(lo), _plain(hi)
     c = 2 / (lo + hi)
@@ -188,7 +188,7 @@ def chebyshev_newton_filter(s: Array, *, lo: float | Array, hi: float | Array, s
 
 def chebyshev_newton_general_filter(s: Array, *, lo: float | Array, hi: float | Array, steps: int, polish: int = 1) -> Array:
     r"""f(s) = (1 - C(s^2)) / s with C as in `chebyshev_newton_filter` on [lo^2, hi^2]; odd, zero at zero."""
-    xp, (s,), _ = _arrays.prepare("chebyshev_newton_general_filter", {"s": s})
+    xp, (s,), _ = _inputs.prepare("chebyshev_newton_general_filter", {"s": s})
     pairs = _filter_schedule("chebyshev_newton_general_filter", lo, hi, steps, polish, power=2, like=s, xp=xp)
     lo, hi = _plain(lo), _plain(hi)
     ratio, t = lo / hi, s / hi  # in units of hi, so that no square leaves the range
@@ -198,7 +198,7 @@ def chebyshev_newton_general_filter(s: Array, *, lo: float | Array, hi: float | 
 
 def hyperpower_filter(s: Array, *, order: int, steps: int, alpha: float | Array | None = None, scale: float | Array | None = None) -> Array:
     r"""f_k(s) = (1 - r^(order^k)) / s with r = 1 - alpha s^2, or r = 1 - scale s: give one of the two."""
-    xp, (s,), _ = _arrays.prepare("hyperpower_filter", {"s": s})
+    xp, (s,), _ = _inputs.prepare("hyperpower_filter", {"s": s})
     check_order("hyperpower_filter", order)
     if (alpha is None) == (scale is None):
         given = "both" if alpha is not None else "neither"
@@ -300,7 +300,7 @@ def _power_steps(name: str, kappa: float, tol: float, *, order: int, start: Star
             return 0
         rate = math.log2(2 * math.atanh(1 / kappa))
     else:
-        scale = SAFE_SCALE if scale is None else _arrays.real_scalar(scale, func=name, name="scale", maximum=2.0)
+        scale = SAFE_SCALE if scale is None else _inputs.real_scalar(scale, func=name, name="scale", maximum=2.0)
         rate = min(_log2_decay(math.log2(scale)), _log2_decay(math.log2(scale) - (2 if start == "adjoint" else 1) * math.log2(kappa)))
     if rate == -math.inf:
         message = f"{name}: scale must be < 2; got {scale!r}. At 2 the largest singular value is never inverted."
@@ -366,5 +366,5 @@ def check_interval(name: str, lo: Any, hi: Any) -> None:
 
 
 def _check_count_arguments(name: str, kappa: Any, tol: Any) -> None:
-    _arrays.real_scalar(kappa, func=name, name="kappa", minimum=1.0, strict=False)
-    _arrays.real_scalar(tol, func=name, name="tol")
+    _inputs.real_scalar(kappa, func=name, name="kappa", minimum=1.0, strict=False)
+    _inputs.real_scalar(tol, func=name, name="tol")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._settings import is_one_of, shown
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import (
@@ -137,7 +137,7 @@ def check_settings(
     if tol is None:
         checked = 1e-6 if _arrays.eps(dtype) < 1e-10 else 1e-3
     else:
-        checked = _arrays.real_scalar(tol, func=func, name="tol", maximum=0.5)
+        checked = _inputs.real_scalar(tol, func=func, name="tol", maximum=0.5)
     return Settings(func, method, checked, on_failure, tight)
 
 
@@ -232,15 +232,15 @@ def check_hermitian(func: str, flat: Array, *, xp: Namespace) -> bool:
     """
     if _arrays.is_traced(flat):
         return False
-    if flat.shape[0] == 0 or _arrays.is_exactly_hermitian(flat, xp=xp):
+    if flat.shape[0] == 0 or _linalg.is_exactly_hermitian(flat, xp=xp):
         return True
     work = xp.astype(flat, _arrays.compute_dtype(flat.dtype, xp=xp))
-    gap = _arrays.largest_entry(work - _arrays.adjoint(work, xp=xp), xp=xp)
-    allowed = 30 * flat.shape[-1] * _arrays.eps(flat.dtype) * _arrays.largest_entry(work, xp=xp)
+    gap = _linalg.largest_entry(work - _linalg.adjoint(work, xp=xp), xp=xp)
+    allowed = 30 * flat.shape[-1] * _arrays.eps(flat.dtype) * _linalg.largest_entry(work, xp=xp)
     asymmetric = _arrays.to_numpy(gap > allowed)
     if asymmetric.any():
         worst = int(np.argmax(_arrays.to_numpy(gap)))
-        size, scale = float(gap[worst]), float(_arrays.largest_entry(work, xp=xp)[worst])
+        size, scale = float(gap[worst]), float(_linalg.largest_entry(work, xp=xp)[worst])
         found = f"max |A - A^H| = {size:.3g} where max |A| = {scale:.3g}"
         message = f"{func}: a must be Hermitian; got {found}. Pass (A + A^H) / 2 if that is meant."
         raise InputError(message)
@@ -267,21 +267,21 @@ def round_to(outcome: Outcome, exponent: Array, dtype: DType, *, settings: Setti
         On eager arrays, where a finite value does not fit the data type.
     """
     value = outcome.value
-    scaled = _arrays.scale_by_power_of_two(value, -exponent, xp=xp)
+    scaled = _linalg.scale_by_power_of_two(value, -exponent, xp=xp)
     final = xp.astype(scaled, dtype)
     if not _arrays.is_traced(value):
         _check_range(final, value, exponent, settings.func, xp=xp)
     bound = outcome.error_bound
     if settings.tight:
-        back = _arrays.scale_by_power_of_two(xp.astype(final, value.dtype), exponent, xp=xp)
-        bound = (bound + _arrays.frobenius(back - value, xp=xp) * (1 + 1e-6)) * (1 + 8 * _arrays.eps(value.dtype))
+        back = _linalg.scale_by_power_of_two(xp.astype(final, value.dtype), exponent, xp=xp)
+        bound = (bound + _linalg.frobenius(back - value, xp=xp) * (1 + 1e-6)) * (1 + 8 * _arrays.eps(value.dtype))
         bound = xp.where(xp.isnan(bound), xp.full_like(bound, math.inf), bound)
-    return Rounded(final, _arrays.scale_by_power_of_two(bound[:, None, None], -exponent, xp=xp)[:, 0, 0])
+    return Rounded(final, _linalg.scale_by_power_of_two(bound[:, None, None], -exponent, xp=xp)[:, 0, 0])
 
 
 def _check_range(final: Array, value: Array, exponent: Array, func: str, *, xp: Namespace) -> None:
     """Refuse finite values that have become infinite in their final scale and type; one pass, more only where it is close."""
-    size = np.log2(np.maximum(_arrays.to_numpy(_arrays.frobenius(value, xp=xp)).astype(float), 1e-300)) - _arrays.to_numpy(exponent)
+    size = np.log2(np.maximum(_arrays.to_numpy(_linalg.frobenius(value, xp=xp)).astype(float), 1e-300)) - _arrays.to_numpy(exponent)
     limit = {"float16": 15, "float32": 127, "bfloat16": 127, "complex64": 127}.get(_arrays.dtype_name(final.dtype), 1023)
     if not bool(np.any(size >= limit)):  # NaN compares as False: it was there before
         return
@@ -307,7 +307,7 @@ def warn_precision(func: str, matrix: Array, inverse: Array, dtype: DType, *, xp
     """Half precision holds no digit of an inverse beyond a condition number of 1 / (30 eps): say so."""
     if not _arrays.is_half(dtype):
         return
-    condition = _arrays.frobenius(matrix, xp=xp) * _arrays.frobenius(inverse, xp=xp)
+    condition = _linalg.frobenius(matrix, xp=xp) * _linalg.frobenius(inverse, xp=xp)
     worst = float(np.max(_arrays.to_numpy(condition), initial=0.0))
     limit = 1 / (30 * _arrays.eps(dtype))
     if worst > limit:

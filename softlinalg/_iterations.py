@@ -25,7 +25,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _linalg
 from softlinalg._filters import (
     SAFE_SCALE,
     chebyshev_newton_filter,
@@ -156,7 +156,7 @@ def published_alpha(w: Array, *, xp: Namespace) -> Array:
 
 def adjoint_start(a: Array, alpha: float | Array, *, xp: Namespace) -> Array:
     """The start alpha A^H, shape (..., n, m), for a (..., m, n) and alpha a float or an array of shape (...)."""
-    return _per_matrix(alpha, a, xp=xp) * _arrays.adjoint(a, xp=xp)
+    return _per_matrix(alpha, a, xp=xp) * _linalg.adjoint(a, xp=xp)
 
 
 # --------------------------------------------------------------------------------------------- Newton-Raphson

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._kernel_distances import DifferenceColumns, GaussianColumns, check_points, inverse_scale, mirror
 from softlinalg._kernel_length_scales import checked_length_scale, median_length_scale
 from softlinalg._kernel_products import rows_per_block
@@ -28,7 +28,7 @@ class PreparedKernel:
 
     def values(self, x: Array) -> Array:
         """Kernel values (..., n, m): new arrays only, differentiable."""
-        _arrays.check_finite(x, func=self.func, name="x", xp=self.xp)
+        _inputs.check_finite(x, func=self.func, name="x", xp=self.xp)
         with _arrays.quiet(x):
             return self.kernel._values(self.columns(self.xp.astype(x, self.dtype, copy=False)), xp=self.xp)
 
@@ -92,9 +92,9 @@ class StationaryKernel:
         return self._matrix(x, y, func=self._title)
 
     def _matrix(self, x: Array, y: Array | None, *, func: str) -> Array:
-        xp, (x, y), dtype = _arrays.prepare(func, {"x": x, "y": None if y is x else y}, optional=("y",))
+        xp, (x, y), dtype = _inputs.prepare(func, {"x": x, "y": None if y is x else y}, optional=("y",))
         check_points(x, y, func=func)
-        _arrays.check_finite(x if y is None else y, func=func, name="x" if y is None else "y", xp=xp)
+        _inputs.check_finite(x if y is None else y, func=func, name="x" if y is None else "y", xp=xp)
         prepared = self._prepared(x if y is None else y, dtype, func=func, xp=xp)
         if x.ndim == 2 and (y is None or y.ndim == 2) and _arrays.may_reuse_buffers(x, *([] if y is None else [y])):
             return _filled(prepared, x, y, dtype, func=func, xp=xp)
@@ -146,7 +146,7 @@ class StationaryKernel:
     def diagonal(self, x: Array) -> Array:
         """Ones, shape (..., n): k(x_i, x_i) = 1."""
         func = f"{self._title}.diagonal"
-        xp, (x,), dtype = _arrays.prepare(func, {"x": x}, whole=False)
+        xp, (x,), dtype = _inputs.prepare(func, {"x": x}, whole=False)
         check_points(x, None, func=func)
         return xp.ones(tuple(x.shape[:-1]), dtype=dtype, device=_arrays.device_of(x))
 
@@ -190,7 +190,7 @@ class StationaryKernel:
         turn.
         """
         func = f"{self._title}.vjp"
-        xp, (x, y, g), dtype = _arrays.prepare(func, {"x": x, "y": y, "g": g}, optional=("y",))
+        xp, (x, y, g), dtype = _inputs.prepare(func, {"x": x, "y": y, "g": g}, optional=("y",))
         check_points(x, y, func=func)
         other = x if y is None else y
         _check_weights(func, g, x, other, xp=xp)
@@ -228,7 +228,7 @@ def _filled(prepared: PreparedKernel, x: Array, y: Array | None, dtype: DType, *
     required = n * m * _itemsize(dtype)
     if _arrays.is_cpu(x):
         remedy = "Use nystrom, or products in blocks."
-        _arrays.check_memory(required, None, func=func, what=f"the kernel matrix ({n} x {m} entries)", remedy=remedy)
+        _inputs.check_memory(required, None, func=func, what=f"the kernel matrix ({n} x {m} entries)", remedy=remedy)
     try:
         out = _arrays.empty_like_shape((n, m), x, xp=xp, dtype=dtype)
     except (MemoryError, RuntimeError) as error:
@@ -245,7 +245,7 @@ def _filled(prepared: PreparedKernel, x: Array, y: Array | None, dtype: DType, *
         try:
             prepared.write(x[start:stop], block, first)
         except NonFiniteError:
-            _arrays.check_finite(x, func=func, name="x", xp=xp)  # names the row in all of x
+            _inputs.check_finite(x, func=func, name="x", xp=xp)  # names the row in all of x
             raise
         if y is None:
             size = stop - start
@@ -263,9 +263,9 @@ def _check_weights(func: str, g: Array, x: Array, y: Array, *, xp: Namespace) ->
         need = f"(..., {x.shape[-2]}, {y.shape[-2]})"
         message = f"{func}: g must have shape {need}, one weight per pair; got {tuple(g.shape)}. Pass the gradient with respect to k(x, y)."
         raise ShapeError(message)
-    _arrays.check_batches(func, x=x, y=y, g=g)
+    _inputs.check_batches(func, x=x, y=y, g=g)
     for name, array in (("x", x), ("y", y)):
-        _arrays.check_finite(array, func=func, name=name, xp=xp)
+        _inputs.check_finite(array, func=func, name=name, xp=xp)
 
 
 def _gradient_steps(g: Array) -> list[slice]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import ParameterError, ShapeError
 
@@ -54,7 +54,7 @@ def check_points(x: Array, y: Array | None, *, func: str) -> None:
         message = f"{func}: x and y must have the same number of features; got {got}. Use the same columns in both."
         raise ShapeError(message)
     if y is not None:
-        _arrays.check_batches(func, x=x, y=y)
+        _inputs.check_batches(func, x=x, y=y)
 
 
 def inverse_scale(length_scale: float | tuple[float, ...], like: Array, *, func: str, xp: Namespace) -> float | Array:
@@ -237,7 +237,7 @@ def _as_block(x: Array, like: Array, *, func: str, xp: Namespace) -> Array:
     """Rows of any real type in the dtype of `like`, finite."""
     block = _arrays.empty_like_shape(tuple(x.shape), like, xp=xp)
     block[...] = x
-    _arrays.check_finite(block, func=func, name="x", xp=xp)
+    _inputs.check_finite(block, func=func, name="x", xp=xp)
     return block
 
 
@@ -341,13 +341,13 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     each feature of `y`; of a distance near zero, the square root of that. float16 and bfloat16 are computed in float32.
     """
     func = "squared_distances"
-    xp, (x, y), dtype = _arrays.prepare(func, {"x": x, "y": None if y is x else y}, optional=("y",))
+    xp, (x, y), dtype = _inputs.prepare(func, {"x": x, "y": None if y is x else y}, optional=("y",))
     check_points(x, y, func=func)
     compute = _arrays.compute_dtype(dtype, xp=xp)
-    _arrays.check_finite(x, func=func, name="x", xp=xp)
+    _inputs.check_finite(x, func=func, name="x", xp=xp)
     x = other = xp.astype(x, compute, copy=False)
     if y is not None:
-        _arrays.check_finite(y, func=func, name="y", xp=xp)
+        _inputs.check_finite(y, func=func, name="y", xp=xp)
         other = xp.astype(y, compute, copy=False)
     with _arrays.quiet(x):
         result = _squares(x, other, xp=xp)
@@ -366,7 +366,7 @@ def _squares(x: Array, y: Array, *, xp: Namespace) -> Array:
     if moderate:
         z, w = x - center, y - center
     else:
-        z, w = (_arrays.scale_by_power_of_two(points, -exponent, xp=xp) for points in (z, w))
+        z, w = (_linalg.scale_by_power_of_two(points, -exponent, xp=xp) for points in (z, w))
     squared_z, squared_w = xp.sum(z * z, axis=-1, keepdims=True), xp.sum(w * w, axis=-1, keepdims=True)
     right = xp.concat([-2 * w, xp.ones_like(squared_w), squared_w], axis=-1)
     result = xp.concat([z, squared_z, xp.ones_like(squared_z)], axis=-1) @ xp.matrix_transpose(right)
@@ -374,10 +374,10 @@ def _squares(x: Array, y: Array, *, xp: Namespace) -> Array:
     if moderate:
         return result
     for _ in range(2):  # by the square of 2**(exponent + 1)
-        result = _arrays.scale_by_power_of_two(result, exponent + 1, xp=xp)
+        result = _linalg.scale_by_power_of_two(result, exponent + 1, xp=xp)
     return result
 
 
 def _exponent_of(z: Array, *, xp: Namespace) -> Array:
     """Whole number e with entries of `z` below 2**e, per matrix; a constant to differentiation."""
-    return _arrays.binary_exponent(_arrays.largest_entry(_arrays.detach(z), xp=xp), xp=xp)
+    return _linalg.binary_exponent(_linalg.largest_entry(_arrays.detach(z), xp=xp), xp=xp)

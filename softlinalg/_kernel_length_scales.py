@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernel_distances import DifferenceColumns, center_of, check_points, squared_distances
 from softlinalg._rng import as_generator
 from softlinalg._settings import whole_number
@@ -28,13 +28,13 @@ def checked_length_scale(value: Any, *, func: str) -> float | tuple[float, ...] 
         raise ParameterError(message)
     sequence = isinstance(value, Sequence) or (hasattr(value, "dtype") and getattr(value, "ndim", 0) > 0)
     if not sequence:
-        return _arrays.real_scalar(value, func=func, name="length_scale")
+        return _inputs.real_scalar(value, func=func, name="length_scale")
     host = _arrays.to_numpy(value) if hasattr(value, "ndim") else value
     if getattr(host, "ndim", 1) != 1 or len(host) == 0:
         got = f"shape {tuple(getattr(host, 'shape', (0,)))}"
         message = f"{func}: length_scale must be one number or one per feature; got {got}. Pass a flat sequence."
         raise ShapeError(message)
-    return tuple(_arrays.real_scalar(item, func=func, name="length_scale") for item in host)
+    return tuple(_inputs.real_scalar(item, func=func, name="length_scale") for item in host)
 
 
 def length_scale_from_gamma(gamma: Any, name: str, *, func: str) -> float:
@@ -45,7 +45,7 @@ def length_scale_from_gamma(gamma: Any, name: str, *, func: str) -> float:
     ParameterError
         gamma <= 0, or a kernel without one.
     """
-    value = _arrays.real_scalar(gamma, func=func, name="gamma")
+    value = _inputs.real_scalar(gamma, func=func, name="gamma")
     if name == "gaussian":
         return 1 / math.sqrt(2 * value)
     if name == "laplacian":
@@ -90,7 +90,7 @@ def median_length_scale(x: Array, *, rng: RngLike = None, sample: int = 1000) ->
     .. [1] Garreau, Jitkrittum & Kanagawa, Large sample analysis of the median heuristic (2017), section 1.
     """
     func = "median_length_scale"
-    xp, (x,), _ = _arrays.prepare(func, {"x": x}, whole=False)
+    xp, (x,), _ = _inputs.prepare(func, {"x": x}, whole=False)
     if x.ndim != 2 or x.shape[0] < 2:
         got = tuple(x.shape)
         message = f"{func}: x must have shape (n, d) with n >= 2; got {got}. Pass two points or more, or a number as length_scale."
@@ -104,13 +104,13 @@ def median_length_scale(x: Array, *, rng: RngLike = None, sample: int = 1000) ->
         chosen = as_generator(rng, func=func).choice(x.shape[0], size=sample, replace=False)
         chosen.sort()  # rows of a memory map are read in their order
         x = _arrays.take_rows(x, chosen, xp=xp)
-    _arrays.check_finite(x, func=func, name="x", xp=xp)
+    _inputs.check_finite(x, func=func, name="x", xp=xp)
     return _median_distance(_arrays.detach(xp.astype(x, _arrays.wide_dtype(x, xp=xp), copy=False)), func=func, xp=xp)
 
 
 def _median_distance(x: Array, *, func: str, xp: Namespace) -> float:
     """Median of the distances between rows, of the positive ones where the median of all is zero."""
-    scaled, exponent = _arrays.power_of_two_scale(x / 2 - center_of(x, xp=xp) / 2, xp=xp)
+    scaled, exponent = _linalg.power_of_two_scale(x / 2 - center_of(x, xp=xp) / 2, xp=xp)
     squares = squared_distances(scaled)
     n, d = x.shape
     index = xp.arange(n, device=_arrays.device_of(x))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._kernel_distances import check_points
 from softlinalg._settings import whole_number
 from softlinalg._typing import Array, DType, Namespace
@@ -82,7 +82,7 @@ def iter_kernel_blocks(
     NonFiniteError
         NaN or infinity in `x`, when their block is reached, or in `y`.
     """
-    xp, (sample, y), dtype = _arrays.prepare(func, {"x": _no_rows(x), "y": y})
+    xp, (sample, y), dtype = _inputs.prepare(func, {"x": _no_rows(x), "y": y})
     n, m = x.shape[-2], y.shape[-2]
     step = rows_per_block(chunk_size, y, m, func=func)
     prepared = kernel._prepared(y, dtype, func=func, xp=xp) if hasattr(kernel, "_prepared") else None
@@ -98,13 +98,13 @@ def iter_kernel_blocks(
                 block = buffer[: stop - start]
                 prepared.write(rows, block)
             else:
-                rows = xp.astype(_arrays.prepare(func, {"x": rows}).arrays[0], dtype, copy=False)
+                rows = xp.astype(_inputs.prepare(func, {"x": rows}).arrays[0], dtype, copy=False)
                 block = (
-                    prepared.values(rows) if prepared is not None else _arrays.returned(kernel(rows, y), y, func=func, what="kernel(x, y)")
+                    prepared.values(rows) if prepared is not None else _inputs.returned(kernel(rows, y), y, func=func, what="kernel(x, y)")
                 )
         except NonFiniteError:
-            _arrays.check_finite(
-                _arrays.prepare(func, {"x": x}, whole=False).arrays[0], func=func, name="x", xp=xp
+            _inputs.check_finite(
+                _inputs.prepare(func, {"x": x}, whole=False).arrays[0], func=func, name="x", xp=xp
             )  # names the row in all of x
             raise
         yield start, stop, block
@@ -164,12 +164,12 @@ def kernel_matmul(kernel: Any, x: Array, y: Array, v: Array, *, chunk_size: int 
     landmarks as `y` and the inverse root of their kernel matrix as `v`.
     """
     func = "kernel_matmul"
-    xp, (sample, y, v), dtype = _arrays.prepare(func, {"x": _no_rows(x), "y": y, "v": v})
+    xp, (sample, y, v), dtype = _inputs.prepare(func, {"x": _no_rows(x), "y": y, "v": v})
     x = x if _is_array(x) else sample
     check_points(sample, y, func=func)
-    _arrays.check_finite(y, func=func, name="y", xp=xp)
+    _inputs.check_finite(y, func=func, name="y", xp=xp)
     _factor(func, "v", "y", v, y.shape[-2])
-    _arrays.check_finite(v, func=func, name="v", xp=xp)
+    _inputs.check_finite(v, func=func, name="v", xp=xp)
     column = v.ndim == 1
     compute = _arrays.compute_dtype(dtype, xp=xp)
     factor = xp.astype(v[:, None] if column else v, compute, copy=False)
@@ -266,12 +266,12 @@ def kernel_matmul_adjoint(kernel: Any, x: Array, y: Array, u: Array, *, chunk_si
     of one block, chunk_size u, whatever n is.
     """
     func = "kernel_matmul_adjoint"
-    xp, (sample, y, u), dtype = _arrays.prepare(func, {"x": _no_rows(x), "y": y, "u": u})
+    xp, (sample, y, u), dtype = _inputs.prepare(func, {"x": _no_rows(x), "y": y, "u": u})
     x = x if _is_array(x) else sample
     check_points(sample, y, func=func)
-    _arrays.check_finite(y, func=func, name="y", xp=xp)
+    _inputs.check_finite(y, func=func, name="y", xp=xp)
     _factor(func, "u", "x", u, x.shape[-2])
-    _arrays.check_finite(u, func=func, name="u", xp=xp)
+    _inputs.check_finite(u, func=func, name="u", xp=xp)
     column = u.ndim == 1
     factor = u[:, None] if column else u
     compute, wide = _arrays.compute_dtype(dtype, xp=xp), _arrays.wide_dtype(u, xp=xp)

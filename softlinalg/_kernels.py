@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from softlinalg import _arrays
+from softlinalg import _inputs
 from softlinalg._kernel_base import StationaryKernel
 from softlinalg._kernel_distances import DifferenceColumns, GaussianColumns, squared_distances
 from softlinalg._kernel_length_scales import median_length_scale
@@ -144,7 +144,7 @@ class Matern(StationaryKernel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number = _arrays.real_scalar(self.nu, func=self._title, name="nu")
+        number = _inputs.real_scalar(self.nu, func=self._title, name="nu")
         if number not in (0.5, 1.5, 2.5):
             message = f"{self._title}: nu must be 0.5, 1.5 or 2.5; got {number!r}. Choose one, or Gaussian, the limit of large nu."
             raise ParameterError(message)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernels import Gaussian, Laplacian, Matern
 from softlinalg._landmark_sampling import Rows, check_numbers, kernel_diagonal, kernel_values
 from softlinalg._rng import as_generator
@@ -92,9 +92,9 @@ def _inverse_factor(core: Array, rows: Rows, *, func: str) -> Array:
     xp = rows.xp
     shift = (SHIFT if _arrays.eps(rows.dtype) < 1e-10 else 1e-5) * xp.mean(xp.linalg.diagonal(core))
     for _ in range(4):
-        factor, ok = _arrays.cholesky(core + shift * _arrays.eye_like(core, xp=xp), xp=xp)
+        factor, ok = _linalg.cholesky(core + shift * _arrays.eye_like(core, xp=xp), xp=xp)
         if bool(ok):
-            return _arrays.triangular_solve(factor, _arrays.eye_like(core, xp=xp), xp=xp)
+            return _linalg.triangular_solve(factor, _arrays.eye_like(core, xp=xp), xp=xp)
         shift = shift * 100
     message = f"{func}: k(landmarks, landmarks) must be positive semi-definite; got a matrix without Cholesky factor. Check the kernel."
     raise NumericalError(message)
@@ -160,13 +160,13 @@ def refine_landmarks(
     .. [1] Snelson & Ghahramani, Sparse Gaussian processes using pseudo-inputs (2006), for landmarks moved by gradients.
     """
     func = "refine_landmarks"
-    xp, (x, landmarks), dtype = _arrays.prepare(func, {"x": x, "landmarks": landmarks}, whole=False)
+    xp, (x, landmarks), dtype = _inputs.prepare(func, {"x": x, "landmarks": landmarks}, whole=False)
     _check_points(func, x, landmarks)
     max_steps = whole_number(max_steps, func=func, name="max_steps", minimum=1)
     x, landmarks = _arrays.detach(x), _arrays.detach(landmarks)
     if flag(check_finite, func=func, name="check_finite"):
-        _arrays.check_finite(x, func=func, name="x", xp=xp)
-        _arrays.check_finite(landmarks, func=func, name="landmarks", xp=xp)
+        _inputs.check_finite(x, func=func, name="x", xp=xp)
+        _inputs.check_finite(landmarks, func=func, name="landmarks", xp=xp)
     generator = as_generator(rng, func=func)
     kernel = _differentiable(kernel, x, generator, func=func)
     start = xp.astype(landmarks, dtype)

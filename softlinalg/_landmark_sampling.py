@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import NonFiniteError, ParameterError
 
@@ -121,7 +121,7 @@ def kernel_diagonal(kernel: Any, rows: Rows, *, func: str) -> Host:
 
 def kernel_values(kernel: Any, x: Array, y: Array, *, func: str, xp: Namespace) -> Array:
     """Kernel entries k(x, y) in the type of `x`, their shape checked."""
-    values = _arrays.detach(_arrays.returned(kernel(x, y), x, func=func, what="kernel(x, y)"))
+    values = _arrays.detach(_inputs.returned(kernel(x, y), x, func=func, what="kernel(x, y)"))
     if tuple(values.shape) != (x.shape[0], y.shape[0]):
         message = f"{func}: kernel must return shape {(x.shape[0], y.shape[0])}; got {tuple(values.shape)}. Check kernel.__call__."
         raise ParameterError(message)
@@ -418,8 +418,8 @@ def _leverage_scores(kernel: Any, rows: Rows, level: Host, chosen: Host, weights
     ridge = max(float(np.sum(spectrum[head:])) / max(head, 1), ROUNDING * _arrays.eps(rows.dtype) * float(spectrum[0]), 1e-300)
     shifted = core + ridge * _arrays.eye_like(core, xp=xp)
     # The ridge bounds the condition number, so the explicit inverse of the factor is accurate, and GEMM does the rest.
-    factor, _ = _arrays.cholesky(shifted, xp=xp)
-    inverse = xp.matrix_transpose(_arrays.triangular_solve(factor, _arrays.eye_like(factor, xp=xp), xp=xp))
+    factor, _ = _linalg.cholesky(shifted, xp=xp)
+    inverse = xp.matrix_transpose(_linalg.triangular_solve(factor, _arrays.eye_like(factor, xp=xp), xp=xp))
     scores = np.empty(len(level))
     for start, stop, block in members.blocks(s):
         features = (kernel_values(kernel, block, points, func=func, xp=xp) * scale[None, :]) @ inverse

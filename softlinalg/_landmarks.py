@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._kernels import Gaussian, Laplacian, Matern
 from softlinalg._landmark_clusters import lloyd, plus_plus_seeds
 from softlinalg._landmark_refinement import refine_landmarks
@@ -243,7 +243,7 @@ def _check(
     check_finite: bool,
 ) -> _Request:
     """Check the arguments of both public functions."""
-    xp, (x,), _ = _arrays.prepare(func, {"x": x}, whole=False)
+    xp, (x,), _ = _inputs.prepare(func, {"x": x}, whole=False)
     if _arrays.is_traced(x):
         message = f"{func}: x must hold numbers; got a traced array. Choose landmarks outside jit, vmap and compile."
         raise DTypeError(message)
@@ -263,7 +263,7 @@ def _check(
     if lloyd_steps is not None:
         lloyd_steps = whole_number(lloyd_steps, func=func, name="lloyd_steps", minimum=0)
     if flag(check_finite, func=func, name="check_finite"):
-        _arrays.check_finite(x, func=func, name="x", xp=xp)
+        _inputs.check_finite(x, func=func, name="x", xp=xp)
     generator = as_generator(rng, func=func)
     return _Request(
         func=func,
@@ -293,7 +293,7 @@ def _check_size(func: str, count: Any, tol: Any, method: str, *, n: int, resolut
     if method not in PIVOT_METHODS:
         message = f"{func}: tol needs a method that knows its error; got {method!r}. Pass count, or one of {', '.join(PIVOT_METHODS)}."
         raise ParameterError(message)
-    tol = _arrays.real_scalar(tol, func=func, name="tol", maximum=1.0)
+    tol = _inputs.real_scalar(tol, func=func, name="tol", maximum=1.0)
     if tol < resolution:
         message = f"{func}: tol must be at least {resolution:.1g}, what the arithmetic resolves; got {tol:g}. Pass a larger one."
         raise ParameterError(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _iterations
+from softlinalg import _arrays, _inputs, _iterations, _linalg
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
@@ -77,12 +77,12 @@ def newton_pinv(
            [0., 1.]])
     """
     func = "newton_pinv"
-    xp, (a, alpha_array), _ = _arrays.prepare(
+    xp, (a, alpha_array), _ = _inputs.prepare(
         func, {"a": a, "alpha": None if _is_number(alpha) else alpha}, allow_complex=True, optional=("alpha",)
     )
     _check(func, a, steps, ridge)
     if flag(check_finite, func=func, name="check_finite"):
-        _arrays.check_finite(a, func=func, name="a", xp=xp)
+        _inputs.check_finite(a, func=func, name="a", xp=xp)
     with _arrays.quiet(a):
         return _fixed_steps(func, a, steps, alpha if _is_number(alpha) else alpha_array, ridge, xp=xp)
 
@@ -99,7 +99,7 @@ def _fixed_steps(func: str, a: Array, steps: int, alpha: Any, ridge: float, *, x
     outer = value @ defect if p.shape[-2] <= p.shape[-1] else defect @ value
     real = _arrays.real_dtype(dtype, xp=xp)
     numbers = (
-        _arrays.frobenius(defect, xp=xp) / eye.shape[-1] ** 0.5,
+        _linalg.frobenius(defect, xp=xp) / eye.shape[-1] ** 0.5,
         _ratio(outer, value, xp=xp),
         _ratio(inner, p, xp=xp),
         factor,
@@ -135,12 +135,12 @@ def newton_pinv_jvp(a: Array, tangent: Array, *, steps: int = 20, alpha: float |
     """
     func = "newton_pinv_jvp"
     names = {"a": a, "tangent": tangent, "alpha": None if _is_number(alpha) else alpha}
-    xp, (a, tangent, alpha_array), dtype = _arrays.prepare(func, names, allow_complex=True, optional=("alpha",))
+    xp, (a, tangent, alpha_array), dtype = _inputs.prepare(func, names, allow_complex=True, optional=("alpha",))
     _check(func, a, steps, ridge)
     if tangent.shape[-2:] != a.shape[-2:]:
         message = f"{func}: tangent must end in shape {tuple(a.shape[-2:])} like a; got {tuple(tangent.shape)}. Pass one per matrix."
         raise ShapeError(message)
-    _arrays.check_batches(func, a=a, tangent=tangent)
+    _inputs.check_batches(func, a=a, tangent=tangent)
     with _arrays.quiet(a):
         p = _shifted(a, ridge, xp=xp)
         factor = _factor(func, alpha if _is_number(alpha) else alpha_array, a, p, xp=xp)
@@ -195,14 +195,14 @@ def newton_pinv_vjp(
            [ 0.  , -0.25]])
     """
     func = "newton_pinv_vjp"
-    xp, (a, cotangent, value), dtype = _arrays.prepare(
+    xp, (a, cotangent, value), dtype = _inputs.prepare(
         func, {"a": a, "cotangent": cotangent, "value": value}, allow_complex=True, optional=("value",)
     )
     _check(func, a, steps, ridge)
     if tuple(cotangent.shape[-2:]) != (a.shape[-1], a.shape[-2]):
         message = f"{func}: cotangent must end in shape {(a.shape[-1], a.shape[-2])}; got {tuple(cotangent.shape)}. Pass one per matrix."
         raise ShapeError(message)
-    _arrays.check_batches(func, a=a, cotangent=cotangent, value=value)
+    _inputs.check_batches(func, a=a, cotangent=cotangent, value=value)
     if value is not None and tuple(value.shape[-2:]) != tuple(cotangent.shape[-2:]):
         message = f"{func}: value must end in shape {tuple(cotangent.shape[-2:])}; got {tuple(value.shape)}. Pass that of newton_pinv."
         raise ShapeError(message)
@@ -211,11 +211,11 @@ def newton_pinv_vjp(
         raise ParameterError(message)
     if gradient == "published":
         v = newton_pinv(a, steps=steps, alpha=alpha, ridge=ridge, check_finite=False).value if value is None else value
-        vh = _arrays.adjoint(v, xp=xp)
+        vh = _linalg.adjoint(v, xp=xp)
         with _arrays.quiet(vh):
             return xp.astype(-(vh @ cotangent @ vh), dtype)
-    slope = newton_pinv_jvp(a, _arrays.adjoint(cotangent, xp=xp), steps=steps, alpha=alpha, ridge=ridge)
-    return xp.astype(_arrays.adjoint(slope, xp=xp), dtype)
+    slope = newton_pinv_jvp(a, _linalg.adjoint(cotangent, xp=xp), steps=steps, alpha=alpha, ridge=ridge)
+    return xp.astype(_linalg.adjoint(slope, xp=xp), dtype)
 
 
 # ------------------------------------------------------------------------------------------------- helpers
@@ -229,8 +229,8 @@ def _check(func: str, a: Array, steps: int, ridge: float) -> None:
         message = f"{func}: a must have shape (..., m, n) with m, n >= 1; got {tuple(a.shape)}. Pass matrices."
         raise ShapeError(message)
     whole_number(steps, func=func, name="steps", minimum=0, remedy="The published number is 20.")
-    if _arrays.real_scalar(ridge, func=func, name="ridge", strict=False) > 0:
-        _arrays.check_square(a, func=func, name="a")
+    if _inputs.real_scalar(ridge, func=func, name="ridge", strict=False) > 0:
+        _inputs.check_square(a, func=func, name="a")
 
 
 def _shifted(a: Array, ridge: float, *, xp: Namespace) -> Array:
@@ -252,7 +252,7 @@ def _factor(func: str, alpha: float | Array | None, a: Array, p: Array, *, xp: N
         filled = xp.where(non_negative[..., None, None], w, xp.ones_like(w))
         return xp.where(non_negative, _iterations.published_alpha(filled, xp=xp), safe)
     if isinstance(alpha, int | float):
-        number = _arrays.real_scalar(alpha, func=func, name="alpha")
+        number = _inputs.real_scalar(alpha, func=func, name="alpha")
         return xp.broadcast_to(xp.asarray(number, dtype=real, device=_arrays.device_of(a)), batch)
     if _arrays.is_complex(alpha.dtype):
         message = f"{func}: alpha must be real; got dtype {_arrays.dtype_name(alpha.dtype)}. Pass its real part."
@@ -266,6 +266,6 @@ def _factor(func: str, alpha: float | Array | None, a: Array, p: Array, *, xp: N
 
 def _ratio(part: Array, whole: Array, *, xp: Namespace) -> Array:
     """|part|_F / |whole|_F, 0 for a zero matrix."""
-    size = _arrays.frobenius(whole, xp=xp)
+    size = _linalg.frobenius(whole, xp=xp)
     safe = xp.where(size > 0, size, xp.ones_like(size))
-    return _arrays.frobenius(part, xp=xp) / safe
+    return _linalg.frobenius(part, xp=xp) / safe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._nystrom_core import Wide, check_rows, optional_count
 from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._nystrom_fit import Problem, choose_landmarks, fit, fit_to_tolerance, settle_landmarks
@@ -115,11 +115,11 @@ def nystrom(
     >>> y = d.solve(np.ones(2000), ridge=1e-3)
     """
     func = "nystrom"
-    xp, (x,), dtype = _arrays.prepare(func, {"x": x}, whole=False)
+    xp, (x,), dtype = _inputs.prepare(func, {"x": x}, whole=False)
     check_rows(x, func=func)
     x = _arrays.detach(x)
     if flag(check_finite, func=func, name="check_finite"):
-        _arrays.check_finite(x, func=func, name="x", xp=xp)
+        _inputs.check_finite(x, func=func, name="x", xp=xp)
     generator = as_generator(rng, func=func)
     features_dtype = _arrays.compute_dtype(dtype, xp=xp)
     problem = Problem(
@@ -127,7 +127,7 @@ def nystrom(
         x=x,
         kernel=_settled_kernel(kernel, x, generator, func=func),
         dtype=features_dtype,
-        rtol=None if rtol is None else _arrays.real_scalar(rtol, func=func, name="rtol", maximum=0.5),
+        rtol=None if rtol is None else _inputs.real_scalar(rtol, func=func, name="rtol", maximum=0.5),
         rng=generator,
         chunk_size=optional_count(chunk_size, func=func, name="chunk_size"),
         progress=bool(progress),
@@ -136,7 +136,7 @@ def nystrom(
         xp=xp,
     )
     rank, tol = _size(rank, tol, n=problem.n, given=not isinstance(landmarks, str), dtype=features_dtype, func=func)
-    ridge = None if ridge is None else _arrays.real_scalar(ridge, func=func, name="ridge")
+    ridge = None if ridge is None else _inputs.real_scalar(ridge, func=func, name="ridge")
     settled = settle_landmarks(problem, landmarks, rank)
     if tol is not None:
         result = fit_to_tolerance(problem, tol, settled)
@@ -168,7 +168,7 @@ def _size(rank: Any, tol: Any, *, n: int, given: bool, dtype: DType, func: str) 
     rank = optional_count(rank, func=func, name="rank", maximum=n)
     if tol is None:
         return rank, None
-    tol = _arrays.real_scalar(tol, func=func, name="tol", maximum=1.0)
+    tol = _inputs.real_scalar(tol, func=func, name="tol", maximum=1.0)
     if tol < _arrays.eps(dtype):
         floor = f"{_arrays.eps(dtype):.2g} at least for {_arrays.dtype_name(dtype)} data"
         message = f"{func}: tol must be above the rounding floor, {floor}; got {tol:.3g}. Pass a larger one."

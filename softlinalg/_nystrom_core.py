@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernels import kernel_matmul
 from softlinalg._settings import whole_number
 from softlinalg._typing import Array, DType, Namespace
@@ -156,7 +156,7 @@ def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> 
         raise NumericalError(message)
     rank = int(xp.sum(xp.astype(values > cut, xp.int64)))
     kept = values[m - rank :]
-    pivots = _arrays.pivot_order(w)
+    pivots = _linalg.pivot_order(w)
     order = [*pivots[rank:], *pivots[:rank]]  # the landmarks that add nothing first: the triangle is that of the others
     triangular, turn = triangularize(_arrays.take_rows(vectors[:, m - rank :] / xp.sqrt(kept), order, xp=xp), xp=xp)
     relative_noise = max(KERNEL_UNITS * noise * height / largest, _arrays.eps(w.dtype)) if rank else 0.0
@@ -281,7 +281,7 @@ class RowStore:
             return
         need = math.prod(shape) * (4 if _arrays.eps(dtype) > 2.0**-50 else 8)
         if _arrays.is_cpu(like):
-            _arrays.check_memory(need, None, func=func, what="the result", remedy="Ask for fewer columns or a lower rank.")
+            _inputs.check_memory(need, None, func=func, what="the result", remedy="Ask for fewer columns or a lower rank.")
         try:
             self._array = _arrays.empty_like_shape(shape, like, xp=xp, dtype=dtype)
         except (MemoryError, RuntimeError) as error:
@@ -425,7 +425,7 @@ def row_rounding(f: Array, k_ii: Array, whitening: Whitening, unit: float, store
 
 def kernel_diagonal(kernel: Any, x: Array, *, func: str) -> Array:
     """k(x_i, x_i) for each row, checked to be one number per row."""
-    values = _arrays.returned(kernel.diagonal(x), x, func=func, what="kernel.diagonal(x)")
+    values = _inputs.returned(kernel.diagonal(x), x, func=func, what="kernel.diagonal(x)")
     if tuple(values.shape) != (x.shape[0],):
         got = tuple(values.shape)
         message = f"{func}: kernel.diagonal(x) must have shape ({x.shape[0]},); got {got}. Return one value per row."

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Self
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._nystrom_core import RowStore, optional_count, row_spans
 from softlinalg._nystrom_fit import Fit, truncation_errors
 from softlinalg._nystrom_operators import linear_operator
@@ -132,11 +132,11 @@ class NystromDecomposition:
 
     def _factor(self, v: Any, rows: int, *, func: str, name: str) -> tuple[Array, bool, DType]:
         """`v` as a matrix of `rows` rows in a type to compute in; was it a vector; and the dtype of the result."""
-        xp, (v, _), dtype = _arrays.prepare(func, {name: v, "landmarks": self.landmarks})
+        xp, (v, _), dtype = _inputs.prepare(func, {name: v, "landmarks": self.landmarks})
         if v.ndim not in (1, 2) or v.shape[0] != rows:
             message = f"{func}: {name} must have shape ({rows},) or ({rows}, k); got {tuple(v.shape)}. Pass one row per row of the data."
             raise ShapeError(message)
-        _arrays.check_finite(v, func=func, name=name, xp=xp)
+        _inputs.check_finite(v, func=func, name=name, xp=xp)
         v = xp.astype(_arrays.detach(v), _arrays.compute_dtype(dtype, xp=xp), copy=False)
         return (v[:, None], True, dtype) if v.ndim == 1 else (v, False, dtype)
 
@@ -170,7 +170,7 @@ class NystromDecomposition:
 
     def __rmatmul__(self, v: Any) -> Array:
         """The product of a vector (n,) or a matrix (k, n) with this."""
-        xp, (v, _), _ = _arrays.prepare("NystromDecomposition.rmatmul", {"v": v, "landmarks": self.landmarks})
+        xp, (v, _), _ = _inputs.prepare("NystromDecomposition.rmatmul", {"v": v, "landmarks": self.landmarks})
         return self @ v if v.ndim != 2 else xp.matrix_transpose(self @ xp.matrix_transpose(v))
 
     def cross_matmul(self, x_new: Any, v: Any) -> Array:
@@ -225,7 +225,7 @@ class NystromDecomposition:
         return store.result()
 
     def _new_features(self, x_new: Any, *, func: str) -> Array:
-        xp, (x_new, _), _ = _arrays.prepare(func, {"x_new": x_new, "landmarks": self.landmarks})
+        xp, (x_new, _), _ = _inputs.prepare(func, {"x_new": x_new, "landmarks": self.landmarks})
         if x_new.ndim != 2 or x_new.shape[1] != self.landmarks.shape[1]:
             message = (
                 f"{func}: x_new must have shape (q, {self.landmarks.shape[1]}); got {tuple(x_new.shape)}. Use the features of the data."
@@ -257,7 +257,7 @@ class NystromDecomposition:
         compute = self._map.dtype
         need = self._n**2 * (4 if _arrays.eps(compute) > 2.0**-50 else 8)
         remedy = "Use products with the decomposition, or raise memory_budget."
-        _arrays.check_memory(need, memory_budget, func=func, what="the dense matrix", remedy=remedy)
+        _inputs.check_memory(need, memory_budget, func=func, what="the dense matrix", remedy=remedy)
         everything = self._xp.matrix_transpose(self._xp.astype(self.features(), compute, copy=False))
         store = self._store(self._n, self._dtype, func)
         for start, stop, features in self._blocks():
@@ -269,7 +269,7 @@ class NystromDecomposition:
         if ridge is None and self.ridge is None:
             message = f"{func}: ridge must be given, here or to nystrom; got None. The approximation itself is singular: pass a number > 0."
             raise ParameterError(message)
-        return _arrays.real_scalar(self.ridge if ridge is None else ridge, func=func, name="ridge")
+        return _inputs.real_scalar(self.ridge if ridge is None else ridge, func=func, name="ridge")
 
     def solve(self, b: Any, ridge: float | None = None) -> Array:
         r"""Solve :math:`(\hat K + ridge I) y = b` by Woodbury's identity, in float64 and with iterative refinement.
@@ -371,11 +371,11 @@ class NystromDecomposition:
             eye = _arrays.eye_like(gram, xp=wxp)
             if float(wxp.max(wxp.abs(gram - eye))) <= 4 * _arrays.eps(self._map.dtype):
                 break
-            factor, ok = _arrays.cholesky(gram, xp=wxp)
+            factor, ok = _linalg.cholesky(gram, xp=wxp)
             if not bool(wxp.all(ok)):
                 vectors = self._xp.linalg.qr(vectors)[0]
                 break
-            turn = wxp.matrix_transpose(_arrays.triangular_solve(factor, eye, xp=wxp))
+            turn = wxp.matrix_transpose(_linalg.triangular_solve(factor, eye, xp=wxp))
             vectors = self._turned(self._spans_of(vectors), turn, func=func)
         return wide.narrow(values, self._dtype), self._xp.astype(vectors, self._dtype, copy=False)
 

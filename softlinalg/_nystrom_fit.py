@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._landmarks import METHODS, select_landmarks
 from softlinalg._nystrom_core import (
     CUT_OFF,
@@ -148,8 +148,8 @@ def _rows_at(problem: Problem, indices: Any) -> Array:
 
 def _points(problem: Problem, landmarks: Any) -> Array:
     """The points given, checked, in the dtype of the data."""
-    xp, (points, _), _ = _arrays.prepare(problem.func, {"landmarks": landmarks, "x": problem.x}, whole=False)
-    _arrays.check_finite(points, func=problem.func, name="landmarks", xp=xp)
+    xp, (points, _), _ = _inputs.prepare(problem.func, {"landmarks": landmarks, "x": problem.x}, whole=False)
+    _inputs.check_finite(points, func=problem.func, name="landmarks", xp=xp)
     return xp.astype(_arrays.detach(points), problem.x.dtype, copy=True)  # ours: the caller may change theirs later
 
 
@@ -173,7 +173,7 @@ def whitening_of(problem: Problem, landmarks: Array, rtol: float) -> Whitening:
     dtype = xp.float64 if wide.on_device else problem.dtype
     points = xp.astype(landmarks, dtype, copy=False)
     m = points.shape[0]
-    w = _arrays.returned(problem.kernel(points, points), points, func=problem.func, what="kernel(x, y)")
+    w = _inputs.returned(problem.kernel(points, points), points, func=problem.func, what="kernel(x, y)")
     if tuple(w.shape) != (m, m):
         message = f"{problem.func}: kernel(x, y) must have shape ({m}, {m}) for {m} points; got {tuple(w.shape)}. Return (len(x), len(y))."
         raise ShapeError(message)

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._kernels import kernel_from_dict
 from softlinalg._nystrom_core import FeatureMap, Summary, Wide
 from softlinalg._nystrom_fit import Fit
@@ -404,7 +404,7 @@ def _assembled(
     func = "load"
     kernel = _settled_kernel(header, kernel, target)
     given = like if like is not None else x
-    xp, (given, x), _ = _arrays.prepare(
+    xp, (given, x), _ = _inputs.prepare(
         func, {"like": arrays["landmarks"] if given is None else given, "x": x}, whole=False, optional=("x",)
     )
     wide = Wide(given, xp=xp)

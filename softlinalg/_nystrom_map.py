@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._kernels import kernel_matmul
 from softlinalg._nystrom_core import FeatureMap, RowStore, Wide, kernel_diagonal, row_spans
 from softlinalg._nystrom_decomposition import NystromDecomposition
@@ -65,7 +65,7 @@ class NystromMap:
         ------
         ShapeError, DTypeError, BackendMismatchError
         """
-        xp, (x, _), _ = _arrays.prepare(func, {name: x, "landmarks": self.landmarks})
+        xp, (x, _), _ = _inputs.prepare(func, {name: x, "landmarks": self.landmarks})
         if x.ndim != 2 or x.shape[1] != self.landmarks.shape[1]:
             need = f"(q, {self.landmarks.shape[1]})"
             message = f"{func}: {name} must have shape {need}; got {tuple(x.shape)}. Use the columns with which the map was made."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._kernels import kernel_matmul
 from softlinalg._nystrom_core import check_rows
 from softlinalg._typing import Array, Namespace
@@ -46,10 +46,10 @@ def kernel_operator(kernel: Any, x: Any, ridge: float = 0.0, *, chunk_size: int 
     `scipy.sparse.linalg.cg` needs few of them.
     """
     func = "kernel_operator"
-    xp, (x,), _ = _arrays.prepare(func, {"x": x}, whole=False)
+    xp, (x,), _ = _inputs.prepare(func, {"x": x}, whole=False)
     check_rows(x, func=func)
     x = _arrays.detach(x)
-    ridge = _arrays.real_scalar(ridge, func=func, name="ridge", strict=False)
+    ridge = _inputs.real_scalar(ridge, func=func, name="ridge", strict=False)
     points = xp.astype(x, _arrays.compute_dtype(x.dtype, xp=xp), copy=False)
 
     def apply(v: Array) -> Array:

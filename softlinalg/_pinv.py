@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _certificates, _inversion, _iterations
+from softlinalg import _arrays, _certificates, _inputs, _inversion, _iterations, _linalg
 from softlinalg._inversion import Attempt, CertifiedInverse, CertifiedPinv, InverseMethod, Outcome, Settings
 from softlinalg._newton_pinv import NewtonPinv, newton_pinv, newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._ridge_inverse import (
@@ -189,7 +189,7 @@ def _run(
     tight: bool,
 ) -> CertifiedPinv:
     """Both public functions."""
-    xp, (a,), dtype = _arrays.prepare(func, {"a": a}, allow_complex=True)
+    xp, (a,), dtype = _inputs.prepare(func, {"a": a}, allow_complex=True)
     if a.ndim < 2:
         message = f"{func}: a must have shape (..., m, n); got {tuple(a.shape)}. Pass matrices."
         raise ShapeError(message)
@@ -200,9 +200,9 @@ def _run(
     batch, (m, n) = tuple(a.shape[:-2]), a.shape[-2:]
     cut = _cut_off(func, rtol, max(m, n), dtype, order[0])
     if hermitian:
-        _arrays.check_square(a, func=func, name="a")
+        _inputs.check_square(a, func=func, name="a")
     if check_finite:
-        _arrays.check_finite(a, func=func, name="a", xp=xp)
+        _inputs.check_finite(a, func=func, name="a", xp=xp)
     if m == 0 or n == 0:
         return _empty(a, batch, xp=xp)
     flat, sound = _inversion.flatten(a, xp=xp), None
@@ -211,7 +211,7 @@ def _run(
     if hermitian:
         _inversion.check_hermitian(func, flat, xp=xp)
     wide = _arrays.wide_dtype(a, xp=xp)
-    scaled, exponent = _arrays.power_of_two_scale(xp.astype(flat, wide), xp=xp)
+    scaled, exponent = _linalg.power_of_two_scale(xp.astype(flat, wide), xp=xp)
     problem = _Problem(scaled)
 
     def select(members: Any) -> _Problem:
@@ -248,7 +248,7 @@ def _cut_off(func: str, rtol: float | None, size: int, dtype: Any, method: Inver
     finest = max(size, 1) * (eps**0.5 if method in _ITERATIONS else eps)
     if rtol is None:
         return min(finest, 0.5)
-    cut = _arrays.real_scalar(rtol, func=func, name="rtol", strict=False, maximum=1.0)
+    cut = _inputs.real_scalar(rtol, func=func, name="rtol", strict=False, maximum=1.0)
     if method in _ITERATIONS and cut < finest:
         message = f"{func}: rtol must be >= {finest:.2g} for method '{method.name}'; got {cut:.2g}. Use method='svd'."
         raise ParameterError(message)
@@ -257,22 +257,22 @@ def _cut_off(func: str, rtol: float | None, size: int, dtype: Any, method: Inver
 
 def _attempt(method: InverseMethod, a: Array, cut: float, compute: Any, settings: Settings, *, xp: Namespace) -> Attempt:
     """Pseudo-inverse of scaled matrices (N, m, n) by one method."""
-    largest = _arrays.largest_entry(a, xp=xp)
+    largest = _linalg.largest_entry(a, xp=xp)
     direct = _inversion.integer_like(largest, 0, xp=xp)
     if method == InverseMethod.svd:
         u, s, vh = _inversion.guard_linalg(settings.func, "the singular value decomposition", lambda: xp.linalg.svd(a, full_matrices=False))
         keep = s > cut * s[..., :1]
         reciprocal = xp.where(keep, 1 / xp.where(keep, s, xp.ones_like(s)), xp.zeros_like(s))
-        scaled = _arrays.adjoint(vh, xp=xp) * xp.astype(reciprocal, a.dtype)[:, None, :]
-        return Attempt(scaled @ _arrays.adjoint(u, xp=xp), direct)
+        scaled = _linalg.adjoint(vh, xp=xp) * xp.astype(reciprocal, a.dtype)[:, None, :]
+        return Attempt(scaled @ _linalg.adjoint(u, xp=xp), direct)
     if method == InverseMethod.eigh:
-        half = (a + _arrays.adjoint(a, xp=xp)) / 2
+        half = (a + _linalg.adjoint(a, xp=xp)) / 2
         w, v = _inversion.guard_linalg(settings.func, "the eigendecomposition", lambda: xp.linalg.eigh(half))
         size = xp.abs(w)
         keep = size > cut * xp.max(size, axis=-1, keepdims=True)
         reciprocal = xp.where(keep, 1 / xp.where(keep, w, xp.ones_like(w)), xp.zeros_like(w))
-        x = (v * xp.astype(reciprocal, a.dtype)[:, None, :]) @ _arrays.adjoint(v, xp=xp)
-        return Attempt((x + _arrays.adjoint(x, xp=xp)) / 2, direct)
+        x = (v * xp.astype(reciprocal, a.dtype)[:, None, :]) @ _linalg.adjoint(v, xp=xp)
+        return Attempt((x + _linalg.adjoint(x, xp=xp)) / 2, direct)
     work = xp.astype(a, compute)
     # Frozen bounds of the norm: the filter, and with it the cut, is then the same for every backend.
     hi = xp.astype(_iterations.spectral_upper_bound(work, xp=xp), _arrays.real_dtype(compute, xp=xp))
@@ -329,7 +329,7 @@ def _finish(
     rounded = _inversion.round_to(outcome, exponent, dtype, settings=settings, xp=xp)
     value, converged, sound = _inversion.mask_unsound(rounded.value, outcome.converged, sound, settings=settings, xp=xp)
     infinite = xp.full_like(rounded.bound, float("inf"))
-    backward = _arrays.scale_by_power_of_two(outcome.backward_error[:, None, None], exponent, xp=xp)[:, 0, 0]
+    backward = _linalg.scale_by_power_of_two(outcome.backward_error[:, None, None], exponent, xp=xp)[:, 0, 0]
     fields = {
         "converged": converged,
         "steps": outcome.steps,
@@ -395,11 +395,11 @@ def pinv_vjp(a: Array, value: Array, cotangent: Array) -> Array:
            [ 0.25]])
     """
     names = {"a": a, "value": value, "cotangent": cotangent}
-    xp, (a, value, cotangent), dtype = _arrays.prepare("pinv_vjp", names, allow_complex=True)
+    xp, (a, value, cotangent), dtype = _inputs.prepare("pinv_vjp", names, allow_complex=True)
     _check_pair("pinv_vjp", a, value, cotangent, "cotangent")
     work = _arrays.compute_dtype(dtype, xp=xp)
     a, x, g = xp.astype(a, work), xp.astype(value, work), xp.astype(cotangent, work)
-    xh, gh = _arrays.adjoint(x, xp=xp), _arrays.adjoint(g, xp=xp)
+    xh, gh = _linalg.adjoint(x, xp=xp), _linalg.adjoint(g, xp=xp)
     with _arrays.quiet(a):
         ghx = gh @ x  # (..., m, m)
         xgh = x @ gh  # (..., n, n)
@@ -437,11 +437,11 @@ def pinv_jvp(a: Array, value: Array, tangent: Array) -> Array:
     >>> softlinalg.pinv_jvp(a, softlinalg.pinv(a), np.array([[1.0], [0.0]]))
     array([[-0.25,  0.  ]])
     """
-    xp, (a, value, tangent), dtype = _arrays.prepare("pinv_jvp", {"a": a, "value": value, "tangent": tangent}, allow_complex=True)
-    _check_pair("pinv_jvp", a, value, _arrays.adjoint(tangent, xp=xp) if tangent.ndim >= 2 else tangent, "tangent")
+    xp, (a, value, tangent), dtype = _inputs.prepare("pinv_jvp", {"a": a, "value": value, "tangent": tangent}, allow_complex=True)
+    _check_pair("pinv_jvp", a, value, _linalg.adjoint(tangent, xp=xp) if tangent.ndim >= 2 else tangent, "tangent")
     work = _arrays.compute_dtype(dtype, xp=xp)
     a, x, da = xp.astype(a, work), xp.astype(value, work), xp.astype(tangent, work)
-    xh, dah = _arrays.adjoint(x, xp=xp), _arrays.adjoint(da, xp=xp)
+    xh, dah = _linalg.adjoint(x, xp=xp), _linalg.adjoint(da, xp=xp)
     with _arrays.quiet(a):
         left = xh @ dah  # (..., m, m)
         right = dah @ xh  # (..., n, n)
@@ -456,4 +456,4 @@ def _check_pair(func: str, a: Array, value: Array, other: Array, name: str) -> N
         shapes = f"{tuple(value.shape)} and {tuple(other.shape)} (as a value)"
         message = f"{func}: value and {name} must fit a of shape {tuple(a.shape)}; got {shapes}. Pass what pinv returned."
         raise ShapeError(message)
-    _arrays.check_batches(func, a=a, value=value, **{name: other})
+    _inputs.check_batches(func, a=a, value=value, **{name: other})

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softlinalg import _arrays, _certificates, _inversion, _iterations
+from softlinalg import _arrays, _certificates, _inputs, _inversion, _iterations, _linalg
 from softlinalg._inversion import Attempt, CertifiedInverse, InverseMethod, Outcome, Settings
 from softlinalg._settings import flag
 from softlinalg._typing import Array, Namespace
@@ -170,13 +170,13 @@ def _run(
     """Both public functions."""
     is_number = isinstance(ridge, int | float | np.floating | np.integer)
     names = {"a": a} if is_number else {"a": a, "ridge": ridge}
-    xp, (a, *given), _ = _arrays.prepare(func, names, allow_complex=True)
+    xp, (a, *given), _ = _inputs.prepare(func, names, allow_complex=True)
     dtype = a.dtype
-    _arrays.check_square(a, func=func, name="a")
+    _inputs.check_square(a, func=func, name="a")
     settings = _inversion.check_settings(func, method=method, methods=_METHODS, tol=tol, on_failure=on_failure, dtype=dtype, tight=tight)
     check_finite = flag(check_finite, func=func, name="check_finite")
     if check_finite:
-        _arrays.check_finite(a, func=func, name="a", xp=xp)
+        _inputs.check_finite(a, func=func, name="a", xp=xp)
     batch = tuple(a.shape[:-2])
     wide = _arrays.wide_dtype(a, xp=xp)
     flat, sound = _inversion.flatten(a, xp=xp), None
@@ -225,7 +225,7 @@ def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Nam
         part = slice(start, start + step)
         b, _ = _certificates.diagonal_shift(host[part], host_ridge[part], dtype=wide, xp=host_xp)
         with _arrays.quiet(b):
-            inverse, _ = _arrays.spd_inverse(b, xp=host_xp)
+            inverse, _ = _linalg.spd_inverse(b, xp=host_xp)
             certificate = _certificates.certify_cholesky(b, inverse, xp=host_xp)
         if not bool(host_xp.all((certificate.residual <= settings.tol) & (certificate.norm < limit))):
             return None
@@ -243,7 +243,7 @@ def _ridges(func: str, ridge: Any, flat: Array, batch: tuple[int, ...], method: 
     wide = _arrays.real_dtype(_arrays.wide_dtype(flat, xp=xp), xp=xp)
     needs_positive = method in ("chebyshev", "newton")
     if isinstance(ridge, int | float | np.floating | np.integer):
-        number = _arrays.real_scalar(ridge, func=func, name="ridge", strict=needs_positive)
+        number = _inputs.real_scalar(ridge, func=func, name="ridge", strict=needs_positive)
         return xp.full_like(xp.astype(xp.real(flat[:, 0, 0]) if _arrays.is_complex(flat.dtype) else flat[:, 0, 0], wide), number)
     if _arrays.is_complex(ridge.dtype):
         message = f"{func}: ridge must be real; got dtype {_arrays.dtype_name(ridge.dtype)}. Pass its real part."
@@ -269,12 +269,12 @@ def _scaled(a: Array, ridge: Array, wide: Any, *, xp: Namespace) -> tuple[_Probl
     exponent = xp.zeros_like(ridge)
     if _arrays.is_traced(a) or not _in_easy_range(a, ridge, xp=xp):
         a = xp.astype(a, wide)
-        exponent = _arrays.binary_exponent(xp.maximum(_arrays.largest_entry(a, xp=xp), ridge), xp=xp)
+        exponent = _linalg.binary_exponent(xp.maximum(_linalg.largest_entry(a, xp=xp), ridge), xp=xp)
         # Members of ordinary size stay as they are whatever their batch mates need.
         easy = 300 if _arrays.eps(wide) < 1e-10 else 30
         exponent = xp.where(xp.abs(exponent) < easy, xp.zeros_like(exponent), exponent)
-        a = _arrays.scale_by_power_of_two(a, -exponent, xp=xp)
-        ridge = _arrays.scale_by_power_of_two(ridge[:, None, None], -exponent, xp=xp)[:, 0, 0]
+        a = _linalg.scale_by_power_of_two(a, -exponent, xp=xp)
+        ridge = _linalg.scale_by_power_of_two(ridge[:, None, None], -exponent, xp=xp)[:, 0, 0]
     b, lost = _certificates.diagonal_shift(a, ridge, dtype=wide, xp=xp)
     return _Problem(a, b, lost, ridge), exponent
 
@@ -282,7 +282,7 @@ def _scaled(a: Array, ridge: Array, wide: Any, *, xp: Namespace) -> tuple[_Probl
 def _in_easy_range(a: Array, ridge: Array, *, xp: Namespace) -> bool:
     """Are all matrices of a size at which nothing over- or underflows, by one pass for their norms?"""
     with np.errstate(all="ignore"):
-        norm = _arrays.frobenius(xp.astype(a, _arrays.compute_dtype(a.dtype, xp=xp)), xp=xp)
+        norm = _linalg.frobenius(xp.astype(a, _arrays.compute_dtype(a.dtype, xp=xp)), xp=xp)
         size = _arrays.to_numpy(xp.maximum(xp.astype(norm, ridge.dtype), ridge))
     # A norm that over- or underflowed in the type of A is not easy either.
     limit = 2.0**290 if _arrays.eps(ridge.dtype) < 1e-10 else 2.0**20
@@ -292,15 +292,15 @@ def _in_easy_range(a: Array, ridge: Array, *, xp: Namespace) -> bool:
 def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: Settings, *, hermitian: bool, xp: Namespace) -> Attempt:
     """Invert by one method."""
     # One triangle alone would make the result depend on which.
-    b = problem.b if hermitian else (problem.b + _arrays.adjoint(problem.b, xp=xp)) / 2
+    b = problem.b if hermitian else (problem.b + _linalg.adjoint(problem.b, xp=xp)) / 2
     direct = _inversion.integer_like(problem.ridge, 0, xp=xp)
     if method == InverseMethod.cholesky:
-        return Attempt(_arrays.spd_inverse(b, xp=xp)[0], direct)
+        return Attempt(_linalg.spd_inverse(b, xp=xp)[0], direct)
     if method == InverseMethod.eigh:
         values, vectors = _inversion.guard_linalg(settings.func, "the eigendecomposition", lambda: xp.linalg.eigh(b))
         reciprocal = 1 / xp.where(values == 0, xp.full_like(values, float("nan")), values)
-        inverse = (vectors * xp.astype(reciprocal, b.dtype)[:, None, :]) @ _arrays.adjoint(vectors, xp=xp)
-        return Attempt((inverse + _arrays.adjoint(inverse, xp=xp)) / 2, direct)
+        inverse = (vectors * xp.astype(reciprocal, b.dtype)[:, None, :]) @ _linalg.adjoint(vectors, xp=xp)
+        return Attempt((inverse + _linalg.adjoint(inverse, xp=xp)) / 2, direct)
     work = xp.astype(b, compute)
     real = _arrays.real_dtype(compute, xp=xp)
     hi = _iterations.spectral_upper_bound(xp.astype(problem.a, b.dtype), xp=xp) + problem.ridge
@@ -323,7 +323,7 @@ def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: S
         corrected, certificate = _certificates.correct_inverse(b, inverse, lost=problem.lost, xp=xp)
         return Attempt(corrected, counts, certificate)
     # Symmetrized once, after the loop: inside it rounding would blow up.
-    return Attempt((inverse + _arrays.adjoint(inverse, xp=xp)) / 2, counts)
+    return Attempt((inverse + _linalg.adjoint(inverse, xp=xp)) / 2, counts)
 
 
 def _step_counts(method: InverseMethod, kappa: Array, target: float, compute: Any, *, xp: Namespace) -> tuple[Array, int]:
@@ -375,7 +375,7 @@ def _certify(part: _Problem, tried: Attempt, way: InverseMethod, *, narrow: bool
         if bool(xp.all(outcome.converged)):
             break
         value = 2 * outcome.value - outcome.value @ (part.b @ outcome.value)
-        corrected = Attempt((value + _arrays.adjoint(value, xp=xp)) / 2, outcome.steps + 1)
+        corrected = Attempt((value + _linalg.adjoint(value, xp=xp)) / 2, outcome.steps + 1)
         better = _certify_once(part, corrected, way, narrow=narrow, settings=settings, xp=xp)
         # Members that were certified at once stay as they are, whatever their batch mates need.
         keep = outcome.converged
@@ -493,13 +493,13 @@ def ridge_inverse_vjp(value: Array, cotangent: Array) -> tuple[Array, Array]:
     array([[-0.25, -0.  ],
            [-0.  , -0.25]])
     """
-    xp, (value, cotangent), dtype = _arrays.prepare("ridge_inverse_vjp", {"value": value, "cotangent": cotangent}, allow_complex=True)
+    xp, (value, cotangent), dtype = _inputs.prepare("ridge_inverse_vjp", {"value": value, "cotangent": cotangent}, allow_complex=True)
     _check_same_square("ridge_inverse_vjp", value, cotangent, "cotangent")
     work = _arrays.compute_dtype(dtype, xp=xp)
     y, g = xp.astype(value, work), xp.astype(cotangent, work)
     with _arrays.quiet(y):
-        gradient = -(y @ ((g + _arrays.adjoint(g, xp=xp)) / 2) @ y)
-        return xp.astype(gradient, dtype), xp.astype(_arrays.real_trace(gradient, xp=xp), _arrays.real_dtype(dtype, xp=xp))
+        gradient = -(y @ ((g + _linalg.adjoint(g, xp=xp)) / 2) @ y)
+        return xp.astype(gradient, dtype), xp.astype(_linalg.real_trace(gradient, xp=xp), _arrays.real_dtype(dtype, xp=xp))
 
 
 def ridge_inverse_jvp(value: Array, tangent: Array, ridge_tangent: float | Array = 0.0) -> Array:
@@ -527,7 +527,7 @@ def ridge_inverse_jvp(value: Array, tangent: Array, ridge_tangent: float | Array
     array([[-0.25, -0.  ],
            [-0.  , -0.25]])
     """
-    xp, (value, tangent), dtype = _arrays.prepare("ridge_inverse_jvp", {"value": value, "tangent": tangent}, allow_complex=True)
+    xp, (value, tangent), dtype = _inputs.prepare("ridge_inverse_jvp", {"value": value, "tangent": tangent}, allow_complex=True)
     _check_same_square("ridge_inverse_jvp", value, tangent, "tangent")
     by_ridge = _ridge_slope("ridge_inverse_jvp", ridge_tangent, value, tangent)
     work = _arrays.compute_dtype(dtype, xp=xp)
@@ -543,19 +543,19 @@ def _ridge_slope(func: str, tangent: Any, value: Array, beside: Array) -> float 
     """Derivative of the ridge: a number, or an array of batch shape."""
     sequence = isinstance(tangent, list | tuple) or hasattr(tangent, "requires_grad") or hasattr(tangent, "__array_namespace__")
     if not sequence and getattr(tangent, "ndim", 0) == 0 and not _arrays.is_traced(tangent):
-        return _arrays.real_scalar(tangent, func=func, name="ridge_tangent", minimum=-sys.float_info.max, strict=False)
-    _, (slope, _), _ = _arrays.prepare(func, {"ridge_tangent": tangent, "value": value}, allow_complex=True)
+        return _inputs.real_scalar(tangent, func=func, name="ridge_tangent", minimum=-sys.float_info.max, strict=False)
+    _, (slope, _), _ = _inputs.prepare(func, {"ridge_tangent": tangent, "value": value}, allow_complex=True)
     if _arrays.is_complex(slope.dtype):
         message = f"{func}: ridge_tangent must be real; got dtype {_arrays.dtype_name(slope.dtype)}. Pass its real part."
         raise DTypeError(message)
-    _arrays.check_batches(func, ridge_tangent=slope[..., None, None], value=value, tangent=beside)
+    _inputs.check_batches(func, ridge_tangent=slope[..., None, None], value=value, tangent=beside)
     return slope
 
 
 def _check_same_square(func: str, value: Array, other: Array, name: str) -> None:
     """`value` and its (co)tangent have the same trailing shape."""
-    _arrays.check_square(value, func=func, name="value")
+    _inputs.check_square(value, func=func, name="value")
     if other.ndim < 2 or other.shape[-2:] != value.shape[-2:]:
         message = f"{func}: {name} must end in shape {tuple(value.shape[-2:])} like value; got {tuple(other.shape)}. Pass one per matrix."
         raise ShapeError(message)
-    _arrays.check_batches(func, value=value, **{name: other})
+    _inputs.check_batches(func, value=value, **{name: other})

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernel_base import StationaryKernel
 from softlinalg._kernels import median_length_scale
 from softlinalg._ridge_sums import checked_targets
@@ -103,7 +103,7 @@ def learn_length_scales(
     if not isinstance(kernel, StationaryKernel):
         message = f'{func}: kernel must be one of this package for length_scale="learned"; got {type(kernel).__name__}. Name one.'
         raise ParameterError(message)
-    xp, (x, y), _ = _arrays.prepare(func, {"x": x, "y": y})
+    xp, (x, y), _ = _inputs.prepare(func, {"x": x, "y": y})
     y = checked_targets(y, int(x.shape[0]), func=func, xp=xp)
     rows = np.arange(x.shape[0]) if weights is None else np.flatnonzero(_arrays.to_numpy(weights) > 0)
     if len(rows) > sample:
@@ -133,8 +133,8 @@ class _Likelihood:
         z, ridge = self.x * np.exp(-logs[:-1]), math.exp(logs[-1])
         a = self.unit(z)
         a[np.arange(n), np.arange(n)] += ridge
-        inverse, ok = _arrays.spd_inverse(a, xp=_arrays.host_namespace())
-        factor, has_factor = _arrays.cholesky(a, xp=_arrays.host_namespace())
+        inverse, ok = _linalg.spd_inverse(a, xp=_arrays.host_namespace())
+        factor, has_factor = _linalg.cholesky(a, xp=_arrays.host_namespace())
         if not (ok and has_factor):
             return math.inf, np.zeros_like(logs)
         solved = inverse @ self.y

@@ -32,7 +32,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._ridge_sums import RidgeSums
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import ParameterError, ShapeError
@@ -58,7 +58,7 @@ def checked_ridges(ridge: Any, *, func: str) -> list[float]:
     if len(values) == 0:
         message = f"{func}: ridge must have at least one value; got none. Pass a positive number, or None for a path of {GRID}."
         raise ParameterError(message)
-    return [_arrays.real_scalar(value, func=func, name="ridge") for value in values]
+    return [_inputs.real_scalar(value, func=func, name="ridge") for value in values]
 
 
 class RidgePath:
@@ -78,7 +78,7 @@ class RidgePath:
     """
 
     def __init__(self, sums: RidgeSums, *, fit_intercept: bool = True) -> None:
-        xp = _arrays.prepare("RidgePath", {"gram": sums.gram}).xp
+        xp = _inputs.prepare("RidgePath", {"gram": sums.gram}).xp
         gram, cross, squares = sums.gram, sums.cross, sums.squares
         if not fit_intercept:
             scaled = sums.weight * sums.feature_mean

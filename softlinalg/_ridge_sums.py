@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._nystrom_core import Wide
 from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._typing import Array, Namespace
@@ -59,7 +59,7 @@ def checked_targets(y: Array, n: int, *, func: str, name: str = "y", xp: Namespa
     if y.ndim not in (1, 2) or y.shape[0] != n or 0 in y.shape:
         message = f"{func}: {name} must have shape ({n},) or ({n}, k); got {tuple(y.shape)}. Pass one target per row of the data."
         raise ShapeError(message)
-    _arrays.check_finite(y, func=func, name=name, xp=xp)
+    _inputs.check_finite(y, func=func, name=name, xp=xp)
     return y[:, None] if y.ndim == 1 else y
 
 
@@ -73,7 +73,7 @@ def checked_weights(weights: Array, n: int, *, func: str, name: str = "weights",
     if tuple(weights.shape) != (n,):
         message = f"{func}: {name} must have shape ({n},); got {tuple(weights.shape)}. Pass one weight per row of the data."
         raise ShapeError(message)
-    _arrays.check_finite(weights, func=func, name=name, xp=xp)
+    _inputs.check_finite(weights, func=func, name=name, xp=xp)
     if n and float(xp.min(weights)) < 0:
         message = f"{func}: {name} must not be negative; got a smallest weight of {float(xp.min(weights)):.3g}. Remove or clip those."
         raise ParameterError(message)
@@ -106,7 +106,7 @@ def ridge_sums(features: Any, targets: Any, weights: Any = None, *, rows: float 
     O(b r^2) time; a copy of the chunk in float64.
     """
     func = "ridge_sums"
-    xp, (features, targets, weights), _ = _arrays.prepare(
+    xp, (features, targets, weights), _ = _inputs.prepare(
         func, {"features": features, "targets": targets, "weights": weights}, optional=("weights",)
     )
     if features.ndim != 2:
@@ -203,7 +203,7 @@ def decomposition_sums(
     -----
     One pass over the features. Without weights the Gram matrix is the one that the decomposition has: O(n r k) time, else O(n r^2).
     """
-    xp, (y, weights, _), _ = _arrays.prepare(func, {"y": y, "weights": weights, "landmarks": d.landmarks}, optional=("weights",))
+    xp, (y, weights, _), _ = _inputs.prepare(func, {"y": y, "weights": weights, "landmarks": d.landmarks}, optional=("weights",))
     n, wide, wxp = d.shape[0], d._wide, d._wide.xp
     y = wide.widen(_arrays.detach(checked_targets(y, n, func=func, xp=xp)))
     if weights is not None:

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._kernel_length_scales import length_scale_from_gamma
 from softlinalg._kernels import Gaussian, Laplacian, Matern
 from softlinalg._landmark_rows import distinct_rows
@@ -102,7 +102,7 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
             X = validate_data(self, X, reset=reset, dtype=FLOATS, ensure_min_samples=minimum)
             return X, compat.array_namespace(X)
         func = type(self).__name__
-        xp, (X,), _ = _arrays.prepare(func, {"X": X})
+        xp, (X,), _ = _inputs.prepare(func, {"X": X})
         if X.ndim != 2 or X.shape[0] < minimum or X.shape[1] < 1:
             message = f"{func}: X must have shape (n, d) with n >= {minimum}; got {tuple(X.shape)}. Pass one row per sample."
             raise ShapeError(message)
@@ -114,7 +114,7 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
             message = f"{func}: X must have {self.n_features_in_} features; got {X.shape[1]}. Use the columns seen in fit."
             raise ShapeError(message)
         X = _arrays.detach(X)
-        _arrays.check_finite(X, func=func, name="X", xp=xp)
+        _inputs.check_finite(X, func=func, name="X", xp=xp)
         return X, xp
 
     def _refuse_other_library(self, X: Any, method: str) -> None:
@@ -140,7 +140,7 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
                 y = y.astype(np.float64)
             return X, y, compat.array_namespace(X)
         X, xp = self._validated(X, reset=reset, minimum=2 if reset else 1, method="partial_fit")
-        xp, (X, y), _ = _arrays.prepare(type(self).__name__, {"X": X, "y": beside(y, X)}, optional=("y",))
+        xp, (X, y), _ = _inputs.prepare(type(self).__name__, {"X": X, "y": beside(y, X)}, optional=("y",))
         return X, y, xp
 
     def _validated_weights(self, weights: Any, X: Array, xp: Namespace) -> Array | None:
@@ -149,7 +149,7 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
             return None
         weights = beside(weights, X)
         if is_foreign(X):
-            xp, (_, weights), _ = _arrays.prepare(type(self).__name__, {"X": X, "sample_weight": weights})
+            xp, (_, weights), _ = _inputs.prepare(type(self).__name__, {"X": X, "sample_weight": weights})
             checked_weights(weights, int(X.shape[0]), func=type(self).__name__, name="sample_weight", xp=xp)
         else:
             weights = _check_sample_weight(weights, X, dtype=np.float64, ensure_non_negative=True)

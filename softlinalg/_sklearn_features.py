@@ -7,7 +7,7 @@ from typing import Any, Self
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from softlinalg import _arrays
+from softlinalg import _inputs
 from softlinalg._nystrom_map import map_of
 from softlinalg._ridge_sums import decomposition_sums, merge_ridge_sums, ridge_sums
 from softlinalg._sklearn_base import NystromEstimator
@@ -220,7 +220,7 @@ class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstim
         self._sums = sums
         count = None if self.n_components is None else min(self._checked_count(self.n_components, func=type(self).__name__), self._map.rank)
         found = principal_components(sums, count, left_out=self._left_out, func=type(self).__name__)
-        xp = _arrays.prepare("NystromPCA", {"mean": found.mean}).xp
+        xp = _inputs.prepare("NystromPCA", {"mean": found.mean}).xp
         self.mean_, self.components_ = found.mean, xp.matrix_transpose(found.directions)
         self.explained_variance_, self.explained_variance_ratio_ = found.variances, found.ratios
         self._n_features_out = int(found.directions.shape[1])

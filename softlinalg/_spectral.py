@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._nystrom_core import RowStore, kernel_diagonal
 from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._ridge_sums import RidgeSums
@@ -60,7 +60,7 @@ def principal_components(
     ----------
     .. [1] Scholkopf, Smola & Muller, Nonlinear component analysis as a kernel eigenvalue problem (1998).
     """
-    xp = _arrays.prepare(func, {"gram": sums.gram}).xp
+    xp = _inputs.prepare(func, {"gram": sums.gram}).xp
     r = int(sums.gram.shape[-1])
     if count is not None and count > r:
         message = f"{func}: n_components must be at most the rank of the features, {r}; got {count}. Ask for fewer, or use more landmarks."
@@ -156,7 +156,7 @@ def _degrees(f: Array, own: Array, degree_map: Array, *, xp: Namespace) -> Array
 
 def embed_rows(f: Array, directions: Array) -> Array:
     """Unit rows of f @ directions, (b, k): degrees and other positive factors of a row cancel; zero rows stay zero."""
-    xp = _arrays.prepare("embed_rows", {"f": f}).xp
+    xp = _inputs.prepare("embed_rows", {"f": f}).xp
     rows = f @ directions
     norms = xp.sqrt(xp.sum(rows * rows, axis=-1, keepdims=True))
     return rows / xp.where(norms > 0, norms, xp.ones_like(norms))

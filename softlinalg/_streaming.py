@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._landmarks import METHODS
 from softlinalg._nystrom_core import Summary, optional_count
 from softlinalg._nystrom_decomposition import NystromDecomposition
@@ -253,7 +253,7 @@ def nystrom_stream(
     threads = optional_count(threads, func=func, name="threads")
     kept = None
     if checkpoint is not None:
-        seconds = _arrays.real_scalar(checkpoint_seconds, func=func, name="checkpoint_seconds", strict=False)
+        seconds = _inputs.real_scalar(checkpoint_seconds, func=func, name="checkpoint_seconds", strict=False)
         kept = Checkpoint(Path(checkpoint), _settings(call, rows.rows, rng), seconds, func)
     engine = LocalEngine(rows, chunk_size=call.chunk_size, threads=threads, progress=bool(progress), func=func)
     plan, summary, sums = stream(engine, call, kept, prefix=_prefix(engine, call))
@@ -351,7 +351,7 @@ def checked_call(
         kernel=kernel,
         rank=m,
         method=landmarks if points is None else "given",
-        rtol=None if rtol is None else _arrays.real_scalar(rtol, func=func, name="rtol", maximum=0.5),
+        rtol=None if rtol is None else _inputs.real_scalar(rtol, func=func, name="rtol", maximum=0.5),
         rng=own,
         dtype=str(np.dtype(dtype)),
         progress=bool(progress),
@@ -365,7 +365,7 @@ def checked_call(
         chunk_size=chunk or default_chunk_size(m, columns),
         columns=columns,
         targets=targets,
-        ridge=None if ridge is None else _arrays.real_scalar(ridge, func=func, name="ridge"),
+        ridge=None if ridge is None else _inputs.real_scalar(ridge, func=func, name="ridge"),
     )
 
 

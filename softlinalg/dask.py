@@ -153,7 +153,7 @@ def nystrom(
     >>> import dask.array, numpy as np, softlinalg.dask
     >>> from distributed import Client
     >>> x = dask.array.random.default_rng(0).normal(size=(20_000, 3), chunks=(5000, 3))
-    >>> with Client(processes=False, dashboard_address=None) as client:
+    >>> with Client(processes=False, dashboard_address=":0") as client:
     ...     result = softlinalg.dask.nystrom(x, softlinalg.Gaussian(1.5), rank=100, targets=x[:, 0], rng=0)
     ...     predictions = result.predict(x, result.fit_ridge())
     ...     print(predictions.shape, float(abs(predictions[:, 0] - x[:, 0]).max().compute()) < 0.1)
@@ -287,7 +287,7 @@ def _connected(client: Any, n_workers: int | None, *, func: str) -> Iterator[Any
             return
     count = n_workers or os.cpu_count() or 1
     with (
-        distributed.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster, set_as_default=False) as connected,
     ):
         yield connected
@@ -365,6 +365,24 @@ class _ClusterEngine:
 
         waiting = {leaf.key: (leaf, length) for leaf, length in zip(leaves, self._lengths, strict=False)}
         del leaves[:]  # what is held here stays in the memory of workers
+        try:
+            self._follow(result, waiting, label)
+            return result.result()
+        except BaseException as error:
+            # An error's traceback keeps the futures alive: chunks that nobody waits for would go on, and kill more workers.
+            with contextlib.suppress(Exception):
+                self._client.cancel([result, *(leaf for leaf, _ in waiting.values())])
+            if not isinstance(error, (distributed.KilledWorker, distributed.scheduler.NoValidWorkerError)):
+                raise
+            message = (
+                f"{self._func}: workers must survive each chunk; got one that killed several. Give them more memory, or lower chunk_size."
+            )
+            raise ResourceError(message) from error
+
+    def _follow(self, result: Any, waiting: dict[Any, tuple[Any, int]], label: str | None) -> None:
+        """Waits for the result, and moves the bar as the leaves are done."""
+        import distributed
+
         last_seen = time.monotonic()
         with progress_bar(self.rows, label or "", shown=self._progress and label is not None) as advance:
             while result.status == "pending":
@@ -375,18 +393,10 @@ class _ClusterEngine:
                 if self._client.status == "running" and self._client.scheduler_info().get("workers"):
                     last_seen = time.monotonic()
                 elif time.monotonic() - last_seen > NO_WORKER_SECONDS:
-                    result.cancel()
                     message = (
                         f"{self._func}: cluster must have workers; got none for {NO_WORKER_SECONDS:.0f} s. Start workers, and call again."
                     )
                     raise ResourceError(message)
-        try:
-            return result.result()
-        except (distributed.KilledWorker, distributed.scheduler.NoValidWorkerError) as error:
-            message = (
-                f"{self._func}: workers must survive each chunk; got one that killed several. Give them more memory, or lower chunk_size."
-            )
-            raise ResourceError(message) from error
 
 
 def _item(state: State, place: int) -> Host:

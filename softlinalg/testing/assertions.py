@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._typing import Array
 from softlinalg.errors import ParameterError
 from softlinalg.testing import _exact, ratios
@@ -346,7 +346,7 @@ def assert_nystrom(
     x = points.x if isinstance(points, PointCase) else points
     subject = f"nystrom {name_of(f)}"
     given = np.asarray(_arrays.to_numpy(landmarks)) if not isinstance(landmarks, tuple | list | range) else np.asarray(landmarks)
-    xp, _, _ = _arrays.prepare("assert_nystrom", {"x": x})
+    xp, _, _ = _inputs.prepare("assert_nystrom", {"x": x})
     chosen = _arrays.take_rows(x, given, xp=xp) if given.ndim == 1 else landmarks
     approximation = _dense(call(subject, f, x, chosen, case=case) if callable(f) else f)
     host = np.asarray(_arrays.to_numpy(x), dtype=np.float64)

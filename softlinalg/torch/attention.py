@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from softlinalg import _arrays
+from softlinalg import _inputs
 from softlinalg._settings import is_one_of, shown, whole_number
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch.functional import FULL_KERNEL_BELOW
@@ -361,13 +361,13 @@ class SoftBlock(nn.Module):
         if not is_one_of(stochastic_depth, ("sample", "element")):
             message = f"SoftBlock: stochastic_depth must be 'sample' or 'element'; got {shown(stochastic_depth)}. The default is 'sample'."
             raise ParameterError(message)
-        drop_path = _arrays.real_scalar(drop_path, func="SoftBlock", name="drop_path", strict=False, maximum=1.0)
+        drop_path = _inputs.real_scalar(drop_path, func="SoftBlock", name="drop_path", strict=False, maximum=1.0)
         if drop_path == 1:
             message = "SoftBlock: drop_path must lie in [0, 1); got 1.0. The published recipe has 0.1."
             raise ParameterError(message)
         self.pre_norm = pre_norm
         self.mha = SoftAttention(dim, num_heads, ratio=ratio, depthwise=depthwise, grid_dims=grid_dims, **attention)
-        hidden = int(_arrays.real_scalar(mlp_ratio, func="SoftBlock", name="mlp_ratio", maximum=1e6) * dim)
+        hidden = int(_inputs.real_scalar(mlp_ratio, func="SoftBlock", name="mlp_ratio", maximum=1e6) * dim)
         if hidden < 1:
             message = f"SoftBlock: mlp_ratio must be at least 1 / dim; got {float(mlp_ratio):.3g}. The default is 4."
             raise ParameterError(message)

@@ -13,7 +13,7 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from softlinalg import _arrays, _attention, _attention_blocks
+from softlinalg import _arrays, _attention, _attention_blocks, _inputs
 from softlinalg._attention import InverseSettings
 from softlinalg._attention_blocks import Columns
 from softlinalg._newton_pinv import newton_pinv_jvp, newton_pinv_vjp
@@ -151,7 +151,7 @@ def landmark_inverse(
     )
     check_gradient(func, gradient, inverse)
     (w,) = checked_tensors(func, w=w)
-    _arrays.check_square(w, func=func, name="w")
+    _inputs.check_square(w, func=func, name="w")
     return inverse_of(w, settings, gradient)
 
 

@@ -8,7 +8,7 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from softlinalg import _arrays, _attention, _attention_full
+from softlinalg import _arrays, _attention, _attention_full, _inputs
 from softlinalg._attention_blocks import Columns
 from softlinalg._attention_full import AttentionError
 from softlinalg._settings import flag, is_one_of, shown, whole_number
@@ -501,7 +501,7 @@ def _in_one_type(q: Tensor, k: Tensor | None, v: Tensor) -> tuple[Tensor, Any, T
 
 
 def _scale(func: str, scale: float | None, q: Tensor) -> float:
-    return float(q.shape[-1]) ** -0.5 if scale is None else _arrays.real_scalar(scale, func=func, name="scale")
+    return float(q.shape[-1]) ** -0.5 if scale is None else _inputs.real_scalar(scale, func=func, name="scale")
 
 
 def _chosen_rows(func: str, q: Tensor, rows: int | None, rng: RngLike) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._settings import shown
 from softlinalg.errors import BackendMismatchError, DTypeError, ShapeError
 
@@ -64,7 +64,7 @@ def _checked(func: str, name: str, x: Any) -> Any:
             message = f"{func}: {name} must hold real numbers of 16 bits or more; got dtype {kind}. Convert it: {name}.float()."
             raise DTypeError(message)
         x = x.to(torch.get_default_dtype())
-    _arrays.check_fits(x, func=func, name=name)
+    _inputs.check_fits(x, func=func, name=name)
     return x
 
 

@@ -127,7 +127,7 @@ def compare_cluster(path: Path, rank: int, workers: int, rounds: int) -> None:
     lazy = softlinalg.dask.open_npy(path)
     started = time.perf_counter()
     with (
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
         threadpool_limits(workers),
     ):
@@ -169,7 +169,7 @@ def child_cluster(path: str, rank: int) -> None:
     import softlinalg.dask
 
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         result = softlinalg.dask.nystrom(softlinalg.dask.open_npy(path), Gaussian(SCALE), rank=rank, rng=0, client=client)

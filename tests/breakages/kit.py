@@ -159,7 +159,7 @@ def group_of(file: str) -> str:
     starts = {
         "_kernel": "kernel", "_filters": "iterations", "_iterations": "iterations", "_certificates": "certificates", "_pinv": "pinv",
         "_inversion": "pinv", "_newton": "pinv", "_ridge": "ridge", "_landmark": "landmarks", "_nystrom": "nystrom", "_attention": "attention",
-        "_arrays": "arrays",
+        "_arrays": "arrays", "_inputs": "arrays", "_linalg": "arrays", "_buffers": "arrays",
     }  # fmt: skip
     return next(group for start, group in starts.items() if file.startswith(start))
 

@@ -9,7 +9,7 @@ import array_api_compat.numpy as numpy_namespace
 import numpy as np
 import pytest
 
-from softlinalg import _arrays, _attention, _certificates, _iterations, _kernel_distances, _kernels, _nystrom_core
+from softlinalg import _attention, _certificates, _iterations, _kernel_distances, _kernels, _linalg, _nystrom_core
 from softlinalg._kernel_distances import GaussianColumns
 
 RNG = np.random.default_rng(0)
@@ -86,7 +86,7 @@ CALCULATIONS: dict[str, Callable[[Any], Any]] = {
     "symmetric attention": lambda xp: _attention.combine(
         np.abs(X), np.abs(X), X, None, SPD[:, :3, :3], is_self=True, normalization="symmetric", xp=xp
     ),
-    "power of two": lambda xp: np.stack([_arrays.scale_by_power_of_two(SPD, np.asarray([3.0, -5.0]), xp=xp)]),
+    "power of two": lambda xp: np.stack([_linalg.scale_by_power_of_two(SPD, np.asarray([3.0, -5.0]), xp=xp)]),
 }
 
 PLANTED = [

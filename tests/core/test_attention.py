@@ -311,9 +311,9 @@ def test_no_feature_is_subnormal_nor_is_any_product_of_two(backend, dtype):
 
 
 def _exp_in_place(block, dtype, backend):
-    from softlinalg import _arrays
+    from softlinalg import _buffers
 
-    _arrays.clamped_exp_in_place(block, _attention_blocks.lowest_exponent(block.dtype))
+    _buffers.clamped_exp_in_place(block, _attention_blocks.lowest_exponent(block.dtype))
     return backend.to_numpy(block)
 
 

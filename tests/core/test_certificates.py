@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from softlinalg import _arrays
 from softlinalg import _certificates as certificates
+from softlinalg import _linalg
 
 EPS = 2.0**-52
 
@@ -123,7 +123,7 @@ def test_ridge_bounds_hold_on_ten_thousand_matrices_and_are_close():
             for kappa in (1.0, 1e2, 1e5, 1e9, 1e12):
                 b = positive_definite(52, m, kappa, mode, rng)
                 truth = extended_inverse(b)
-                x, _ = _arrays.spd_inverse(b, xp=np_xp)
+                x, _ = _linalg.spd_inverse(b, xp=np_xp)
                 # A third each: as computed, rounded to float32, and off by noise far above rounding.
                 x[17:34] = x[17:34].astype(np.float32)
                 x[34:] = perturbed(x[34:], 1e-9 / kappa, rng)
@@ -152,7 +152,7 @@ def test_the_bound_from_the_rounding_analysis_of_cholesky_holds():
     for m in (1, 2, 5, 16, 40):
         for kappa in (1.0, 1e3, 1e6, 1e9, 1e13):
             b = positive_definite(40, m, kappa, 3, rng)
-            x, ok = _arrays.spd_inverse(b, xp=np_xp)
+            x, ok = _linalg.spd_inverse(b, xp=np_xp)
             assert ok.all()
             truth = extended_inverse(b)
             result = certificates.certify_cholesky(b, x, xp=np_xp)
@@ -165,7 +165,7 @@ def test_the_bound_from_the_rounding_analysis_of_cholesky_holds():
 def test_the_rounding_analysis_is_not_believed_where_the_library_is_wrong():
     rng = np.random.default_rng(13)
     b = positive_definite(3, 20, 1e3, 3, rng)
-    x, _ = _arrays.spd_inverse(b, xp=np_xp)
+    x, _ = _linalg.spd_inverse(b, xp=np_xp)
     x[1, 4, 7] += 1.0  # as a broken LAPACK might
     x[2] = x[2].T * 1.5
     result = certificates.certify_cholesky(b, x, xp=np_xp)
@@ -250,7 +250,7 @@ def test_pinv_bounds_and_ranks_hold_on_ten_thousand_exact_matrices_and_are_close
                 continue
             for spread in (0, 3, 6):
                 a, truth, unsure = exact_low_rank(260, m, n, r, spread, rng)
-                scaled, exponent = _arrays.power_of_two_scale(a, xp=np_xp)
+                scaled, exponent = _linalg.power_of_two_scale(a, xp=np_xp)
                 truth, unsure = truth * (2.0**exponent).astype(np.longdouble)[:, None, None], unsure * 2.0**exponent
                 x = np.linalg.pinv(scaled, rtol=1e-12)
                 x[: len(x) // 3] = perturbed(x[: len(x) // 3], 1e-10, rng)

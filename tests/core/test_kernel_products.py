@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlinalg import _arrays, _kernel_products
+from softlinalg import _inputs, _kernel_products
 from softlinalg._kernels import (
     Gaussian,
     Laplacian,
@@ -40,7 +40,7 @@ names = {"ids": lambda kernel: getattr(kernel, "name", "foreign") + str(getattr(
 
 
 def namespace(x):
-    return _arrays.prepare("test", {"x": x}).xp
+    return _inputs.prepare("test", {"x": x}).xp
 
 
 def problem(seed, n=50, m=7, d=3, k=4, dtype="float64"):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _inputs
 from softlinalg._kernel_distances import DifferenceColumns, near_limit
 from softlinalg._kernels import (
     Gaussian,
@@ -201,7 +201,7 @@ def test_kernel_without_clamp_would_exceed_one():
     x = points("normal", 200, 9, np.random.default_rng(1)) * 3
     from softlinalg._kernel_distances import GaussianColumns
 
-    columns = GaussianColumns(x, 1.0, func="test", xp=_arrays.prepare("test", {"x": x}).xp)
+    columns = GaussianColumns(x, 1.0, func="test", xp=_inputs.prepare("test", {"x": x}).xp)
     z = x - columns.center
     raw = np.concatenate([z, -(z * z).sum(1, keepdims=True) / 2, np.ones((200, 1))], axis=1) @ columns.augmented
     assert raw.max() > 0
@@ -769,7 +769,7 @@ def test_differences_are_summed_in_blocks_of_bounded_size(monkeypatch):
     from softlinalg import _kernel_distances
 
     x, y = np.random.default_rng(15).standard_normal((2, 20, 5))
-    xp = _arrays.prepare("test", {"x": x}).xp
+    xp = _inputs.prepare("test", {"x": x}).xp
     whole = DifferenceColumns(y, 1.0, 1, func="test", xp=xp)(x)
     seen = []
     original = DifferenceColumns._differences

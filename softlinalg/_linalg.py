@@ -1,0 +1,326 @@
+"""The linear algebra that the array API standard leaves out.
+
+Norms that neither overflow nor underflow, exact powers of two, Cholesky that reports failure, triangular solves, and inverses of
+positive definite matrices.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+
+from softlinalg import _arrays
+from softlinalg._typing import Array, Namespace
+
+__all__ = [
+    "adjoint",
+    "binary_exponent",
+    "cholesky",
+    "frobenius",
+    "is_exactly_hermitian",
+    "largest_entry",
+    "minus_identity",
+    "pivot_order",
+    "power_of_two_scale",
+    "real_trace",
+    "scale_by_power_of_two",
+    "spd_inverse",
+    "triangular_solve",
+    "with_diagonal",
+]
+
+
+def frobenius(a: Array, *, xp: Namespace) -> Array:
+    """Frobenius norm over the last two axes, shape (...), in one pass without temporaries where the library can."""
+    if compat.is_torch_array(a):
+        return sys.modules["torch"].linalg.vector_norm(a, dim=(-2, -1))
+    flat = xp.reshape(a, (*a.shape[:-2], a.shape[-2] * a.shape[-1]))
+    squares = xp.vecdot(flat, flat)
+    return xp.sqrt(xp.real(squares) if _arrays.is_complex(a.dtype) else squares)
+
+
+def real_trace(a: Array, *, xp: Namespace) -> Array:
+    """Real part of the trace over the last two axes, shape (...)."""
+    trace = xp.linalg.trace(a)
+    return xp.real(trace) if _arrays.is_complex(a.dtype) else trace
+
+
+def largest_entry(a: Array, *, xp: Namespace) -> Array:
+    """Largest absolute value over the last two axes, shape (...); of both parts for complex, where |z| could overflow."""
+    if a.shape[-1] == 0 or a.shape[-2] == 0:
+        return _arrays.zeros_like_shape(tuple(a.shape[:-2]), a, xp=xp, dtype=_arrays.real_dtype(a.dtype, xp=xp))
+    if _arrays.is_complex(a.dtype):
+        return xp.maximum(xp.max(xp.abs(xp.real(a)), axis=(-2, -1)), xp.max(xp.abs(xp.imag(a)), axis=(-2, -1)))
+    return xp.max(xp.abs(a), axis=(-2, -1))
+
+
+def binary_exponent(value: Array, *, xp: Namespace) -> Array:
+    """Whole number e (as a float) with value in [2**e, 2**(e+1)); zero where `value` is zero or not finite.
+
+    Exact in NumPy; elsewhere one off at most next to a power of two, which keeps every scaling exact all the same.
+    """
+    usable = xp.isfinite(value) & (value > 0)
+    if isinstance(value, _arrays._NUMPY):
+        return np.asarray(np.where(usable, np.frexp(value)[1] - 1, 0).astype(value.dtype))
+    # Subnormals are brought into the normal range first: the logarithm of some devices flushes them to zero.
+    small = value < _arrays.tiny(value.dtype) * 2.0**64
+    lifted = xp.where(small, value * 2.0**64, value)
+    exponent = xp.floor(xp.log2(xp.where(usable, lifted, xp.ones_like(value))))
+    exponent = xp.where(small, exponent - 64, exponent)
+    return xp.where(usable, exponent, xp.zeros_like(exponent))
+
+
+def power_of_two_scale(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Scale each matrix by an exact power of two so that its largest entry lies in [1, 2).
+
+    Matrices with a unit diagonal, the common case, stay as they are.
+
+    Parameters
+    ----------
+    a : array, shape (..., m, n)
+
+    Returns
+    -------
+    scaled : array, shape (..., m, n)
+        a * 2**-exponent, exact unless entries below 2**-1021 times the largest one vanish.
+    exponent : array, shape (...), real
+        Whole numbers; zero for a zero (or empty or non-finite) matrix. Undo an inverse with `scale_by_power_of_two`.
+    """
+    exponent = binary_exponent(largest_entry(a, xp=xp), xp=xp)
+    return scale_by_power_of_two(a, -exponent, xp=xp), exponent
+
+
+def scale_by_power_of_two(a: Array, exponent: Array, *, xp: Namespace) -> Array:
+    """A * 2**exponent per matrix, in two factors so that neither overflows while the product is in range.
+
+    Parameters
+    ----------
+    a : array, shape (..., m, n)
+    exponent : array, shape (...)
+        Whole numbers as floats.
+    """
+    real = _arrays.real_dtype(a.dtype, xp=xp)
+    if not _arrays.is_traced(a, exponent):
+        largest = float(np.max(np.abs(_arrays.to_numpy(exponent)), initial=0.0))
+        if largest == 0:
+            return a
+        if largest < (500 if _arrays.eps(real) < 1e-10 else 60):  # one factor cannot overflow, and saves a pass over `a`
+            return a * xp.astype(_exact_power_of_two(exponent, xp=xp), real)[..., None, None]
+    half = xp.floor(exponent / 2)
+    first = xp.astype(_exact_power_of_two(half, xp=xp), real)[..., None, None]
+    second = xp.astype(_exact_power_of_two(exponent - half, xp=xp), real)[..., None, None]
+    return (a * first) * second
+
+
+def _exact_power_of_two(n: Array, *, xp: Namespace) -> Array:
+    """2**n for whole |n| < 1024 (128 in float32), exactly: vectorised pow is off by a rounding error in some libraries."""
+    if isinstance(n, _arrays._NUMPY):
+        return np.ldexp(np.ones_like(n), np.asarray(n, dtype=np.int32))
+    remaining = xp.abs(n)
+    power = xp.ones_like(n)
+    for bit in range(10 if _arrays.eps(n.dtype) < 1e-10 else 7):
+        half = xp.floor(remaining / 2)
+        power = xp.where(remaining - 2 * half > 0, power * 2.0 ** (2**bit), power)
+        remaining = half
+    return xp.where(n < 0, 1 / power, power)
+
+
+def _numpy_cholesky(a: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Batched Cholesky that fails per matrix; the whole batch at once where nothing fails."""
+    try:
+        return np.linalg.cholesky(a), np.ones(a.shape[:-2], dtype=bool)
+    except np.linalg.LinAlgError:
+        pass
+    factor = np.full(a.shape, np.nan, dtype=a.dtype)
+    ok = np.zeros(a.shape[:-2], dtype=bool)
+    for index in np.ndindex(*a.shape[:-2]):  # only here, where at least one matrix is not positive definite
+        try:
+            factor[index] = np.linalg.cholesky(a[index])
+            ok[index] = True
+        except np.linalg.LinAlgError:
+            continue
+    return factor, ok
+
+
+def cholesky(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Lower Cholesky factor and, per matrix, whether it exists.
+
+    Parameters
+    ----------
+    a : array, shape (..., m, m)
+        Hermitian; only one triangle is read.
+
+    Returns
+    -------
+    factor : array, shape (..., m, m)
+        NaN where the matrix is not numerically positive definite.
+    ok : boolean array, shape (...)
+    """
+    if compat.is_numpy_array(a):
+        return _numpy_cholesky(a)
+    if compat.is_torch_array(a):
+        torch = sys.modules["torch"]
+        factor, status = torch.linalg.cholesky_ex(a)
+        ok = status == 0
+        return torch.where(ok[..., None, None], factor, torch.full_like(factor, math.nan)), ok
+    if compat.is_jax_array(a) or compat.is_cupy_array(a):  # these return NaN instead of raising
+        factor = xp.linalg.cholesky(a)
+        ok = xp.all(xp.isfinite(factor), axis=(-2, -1))
+        return xp.where(ok[..., None, None], factor, xp.full_like(factor, math.nan)), ok
+    host, ok_host = _numpy_cholesky(_arrays.to_numpy(a))
+    return _arrays.from_numpy(host, a, xp=xp), _arrays.from_numpy(ok_host, a, xp=xp)
+
+
+def triangular_solve(factor: Array, b: Array, *, xp: Namespace, adjoint: bool = False) -> Array:
+    """Solve L Y = B, or L^H Y = B, for a lower triangular L.
+
+    Parameters
+    ----------
+    factor : array, shape (..., m, m)
+    b : array, shape (..., m, k)
+    adjoint : bool
+        Solve with the conjugate transpose instead.
+    """
+    if compat.is_torch_array(factor):
+        torch = sys.modules["torch"]
+        left = factor.mH if adjoint else factor
+        return torch.linalg.solve_triangular(left, b, upper=adjoint)
+    if compat.is_jax_array(factor):
+        jax = sys.modules["jax"]
+        batch = np.broadcast_shapes(factor.shape[:-2], b.shape[:-2])
+        left = xp.broadcast_to(factor, (*batch, *factor.shape[-2:]))
+        right = xp.broadcast_to(b, (*batch, *b.shape[-2:]))
+        return jax.lax.linalg.triangular_solve(left, right, left_side=True, lower=True, transpose_a=adjoint, conjugate_a=adjoint)
+    if compat.is_cupy_array(factor):
+        cupyx_linalg = __import__("cupyx.scipy.linalg", fromlist=["solve_triangular"])
+        return cupyx_linalg.solve_triangular(factor, b, lower=True, trans="C" if adjoint else "N")
+    if math.prod(b.shape) == 0:  # SciPy takes no empty batches
+        return xp.broadcast_to(b, (*np.broadcast_shapes(factor.shape[:-2], b.shape[:-2]), *b.shape[-2:]))
+    from scipy.linalg import solve_triangular  # imported late: `import softlinalg` stays quick
+
+    solved = solve_triangular(_arrays.to_numpy(factor), _arrays.to_numpy(b), lower=True, trans="C" if adjoint else "N", check_finite=False)
+    return solved if compat.is_numpy_array(factor) else _arrays.from_numpy(solved, factor, xp=xp)
+
+
+def spd_inverse(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Inverse of Hermitian positive definite matrices by Cholesky; NaN, and False, where there is no factor.
+
+    Parameters
+    ----------
+    a : array, shape (..., m, m)
+
+    Returns
+    -------
+    inverse : array, shape (..., m, m)
+        Exactly Hermitian.
+    ok : boolean array, shape (...)
+    """
+    if compat.is_numpy_array(a):
+        return _lapack_spd_inverse(np.array(a, order="C"))
+    if (
+        compat.is_torch_array(a)
+        and _arrays.is_cpu(a)
+        and _arrays.may_reuse_buffers(a)
+        and not _arrays.is_traced(a)
+        and a.shape[-1] <= _SMALL
+    ):
+        # SciPy's LAPACK in the memory of the tensor: about twice as fast as torch.cholesky_inverse on small matrices.
+        with _arrays.one_blas_thread():
+            inverse, ok = _lapack_spd_inverse(a.clone(memory_format=sys.modules["torch"].contiguous_format).numpy())
+        return xp.asarray(inverse), xp.asarray(ok)
+    factor, ok = cholesky(a, xp=xp)
+    eye = _arrays.eye_like(a, xp=xp)
+    safe = xp.where(ok[..., None, None], factor, eye)
+    if compat.is_torch_array(a):
+        inverse = sys.modules["torch"].cholesky_inverse(safe)
+    else:
+        inverse_factor = triangular_solve(safe, xp.broadcast_to(eye, a.shape), xp=xp)
+        inverse = adjoint(inverse_factor, xp=xp) @ inverse_factor
+    inverse = (inverse + adjoint(inverse, xp=xp)) / 2
+    return xp.where(ok[..., None, None], inverse, xp.full_like(inverse, math.nan)), ok
+
+
+_SMALL = 512
+"""Size up to which one thread inverts a matrix as quickly as several."""
+
+
+def _lapack_spd_inverse(work: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """LAPACK's potrf and potri for each matrix, in the memory of `work` (C order, ours).
+
+    NumPy has no batched form of the second, and a general inverse costs four times as much. The transposed view of a
+    matrix is in Fortran order, so its upper triangle there is the lower one here; conj(B)^-1 transposed is B^-1.
+    """
+    from scipy.linalg import get_lapack_funcs  # imported late: `import softlinalg` stays quick
+
+    potrf, potri = get_lapack_funcs(("potrf", "potri"), (work,))
+    upper = ~np.tri(work.shape[-1], dtype=bool)
+    ok = np.zeros(work.shape[:-2], dtype=bool)
+    for index in np.ndindex(*work.shape[:-2]):
+        view = work[index].T
+        _, status = potrf(view, lower=0, overwrite_a=1, clean=0)
+        if status == 0:
+            _, status = potri(view, lower=0, overwrite_c=1)
+        ok[index] = status == 0
+        if status == 0:
+            np.copyto(work[index], view.conj(), where=upper)  # in cache still, and no second array
+        else:
+            work[index] = np.nan
+    return work, ok
+
+
+def pivot_order(a: Array) -> np.ndarray[Any, Any]:
+    """Row numbers of a symmetric positive semi-definite matrix in the order of greedy pivots, each the largest that is left.
+
+    On the host, by LAPACK's pstrf.
+    """
+    from scipy.linalg import get_lapack_funcs  # imported late: `import softlinalg` stays quick
+
+    host = _arrays.to_numpy(a)
+    (pstrf,) = get_lapack_funcs(("pstrf",), (host,))
+    return np.asarray(pstrf(host, lower=1)[1], dtype=np.int64) - 1
+
+
+def is_exactly_hermitian(a: Array, *, xp: Namespace) -> bool:
+    """Whether every matrix equals its conjugate transpose bit for bit."""
+    if compat.is_torch_array(a) and not _arrays.is_complex(a.dtype):
+        return bool(sys.modules["torch"].equal(a, a.mT))
+    return bool(xp.all(a == adjoint(a, xp=xp)))
+
+
+def minus_identity(a: Array, *, xp: Namespace) -> Array:
+    """`a` - I over the last two axes, in the memory of `a` (made by the caller) where the library allows it."""
+    if isinstance(a, np.ndarray):
+        index = np.arange(a.shape[-1])
+        a[..., index, index] -= 1
+        return a
+    if compat.is_torch_array(a) and _arrays.may_reuse_buffers(a):
+        sys.modules["torch"].diagonal(a, dim1=-2, dim2=-1).sub_(1)
+        return a
+    return a - _arrays.eye_like(a, xp=xp)
+
+
+def with_diagonal(a: Array, diagonal: Array, *, xp: Namespace) -> Array:
+    """A copy of `a` (..., m, m) in the data type of `diagonal` (..., m), which becomes its diagonal."""
+    if isinstance(a, np.ndarray):
+        copy: Array = a.astype(diagonal.dtype, order="C", copy=True)
+        index = np.arange(a.shape[-1])
+        copy[..., index, index] = diagonal
+        return copy
+    if compat.is_torch_array(a):
+        copy = a.to(diagonal.dtype, copy=True)
+        sys.modules["torch"].diagonal(copy, dim1=-2, dim2=-1).copy_(diagonal)
+        return copy
+    mask = xp.eye(a.shape[-1], dtype=xp.bool, device=compat.device(a))
+    return xp.where(mask, diagonal[..., None, :], xp.astype(a, diagonal.dtype))
+
+
+def adjoint(a: Array, *, xp: Namespace) -> Array:
+    """Conjugate transpose over the last two axes."""
+    if compat.is_torch_array(a):
+        return a.mH if _arrays.is_complex(a.dtype) else a.mT  # which also works on batches of gradients (is_grads_batched=True)
+    transposed = xp.matrix_transpose(a)
+    return xp.conj(transposed) if _arrays.is_complex(a.dtype) else transposed
