@@ -74,7 +74,6 @@ NUMPY_ALLOWED = {
     "_streaming_checkpoint": "files are written from host arrays",
     "_streaming_files": "files are read into host arrays",
     "_streaming_plan": "rows arrive on the host",
-    "_streaming_ridge": "sums over rows are small and on the host",
     "_streaming_sources": "rows arrive on the host",
     "_streaming_tasks": "rows arrive on the host",
 }

@@ -111,7 +111,7 @@ def compare_time(path: Path, rank: int, threads: int, rounds: int) -> None:
         times, results = rounds_of(contenders, rounds)
     told(f"{len(x):,} x {D}, rank {rank}, {threads} threads", times, "by hand")
     s = results["pass"].sums
-    gram = s.gram + s.count * np.outer(s.feature_mean, s.feature_mean)
+    gram = s.gram + s.rows * np.outer(s.feature_mean, s.feature_mean)
     print(
         f"Gram against the loop: {np.abs(gram - results['by hand']).max() / np.abs(gram).max():.1e}; in float64 blocks: {first.in_float64}"
     )
