@@ -343,6 +343,15 @@ def test_hdf5_is_read_in_slices_also_through_other_lazy_arrays(tmp_path: Path) -
         assert same_bits(nystrom_stream(lazy.from_array(x, chunks=(650, 3)), KERNEL, targets=Y, rank=30, rng=2, chunk_size=512), expected)
 
 
+def test_zarr_is_read_in_slices_also_through_dask(tmp_path: Path) -> None:
+    zarr, lazy = pytest.importorskip("zarr"), pytest.importorskip("dask.array")
+    expected = nystrom_stream(X, KERNEL, targets=Y, rank=30, rng=2, chunk_size=512)
+    x = zarr.create_array(str(tmp_path / "x"), shape=X.shape, chunks=(700, 2), dtype=X.dtype)
+    x[:] = X
+    assert same_bits(nystrom_stream(x, KERNEL, targets=Y, rank=30, rng=2, chunk_size=512), expected)
+    assert same_bits(nystrom_stream(lazy.from_zarr(x), KERNEL, targets=Y, rank=30, rng=2, chunk_size=512), expected)
+
+
 def test_integers_and_half_precision_are_promoted() -> None:
     whole = (10 * X).round().astype(np.int32)
     assert nystrom_stream(whole, Gaussian(15.0), rank=9, rng=0).decomposition.dtype == np.float64
