@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from softlinalg._cli_options import SUFFIXES, CommandError
+from softlinalg._streaming_files import optional_package
 
 __all__ = ["DataOptions", "Matrix", "Source", "read", "require", "source_of_frame", "tidy"]
 
@@ -83,12 +84,8 @@ class Source:
 
 def require(module: str, *, why: str) -> Any:
     """Import an optional package, or say which extra brings it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".", maxsplit=1)[0]
-        message = f'{why} needs the package {package}, which is not installed; run: pip install "softlinalg[demo]"'
-        raise CommandError(message) from error
+    message = why + ' needs the package {package}, which is not installed; run: pip install "softlinalg[demo]"'
+    return optional_package(module, message, error=CommandError)
 
 
 def read(path: Path, options: DataOptions) -> Matrix:

@@ -156,7 +156,7 @@ def run_fit(arguments: argparse.Namespace) -> None:
             targets=tuple(target_names),
             mean=mean,
             deviation=deviation,
-            rows=streamed.sums.count,
+            rows=streamed.decomposition.shape[0],
         ),
         arguments.output,
     )
@@ -204,7 +204,7 @@ def _report(
     d, sums = streamed.decomposition, streamed.sums
     memory = peak_memory()
     lines = [
-        ("rows", f"{sums.count:,}"),
+        ("rows", f"{d.shape[0]:,}"),
         ("features", f"{d.landmarks.shape[1]:,}" + (f" (left out as constant: {', '.join(constant[:8])})" if constant else "")),
         ("kernel", f"{d.kernel!r}, {d.dtype}"),
         ("rank", f"{d.rank:,}"),

@@ -46,7 +46,7 @@ LOWEST = {"float32": 1e-9, "float64": 1e-13}
 """Smallest ridge of the default path, relative to the largest eigenvalue: where rounding of the features takes over."""
 
 
-def checked_ridges(ridge: Any, *, func: str) -> list[float]:
+def checked_ridges(ridge: Any, *, func: str, name: str = "ridge") -> list[float]:
     """One positive number or several, as a list.
 
     Raises
@@ -56,9 +56,9 @@ def checked_ridges(ridge: Any, *, func: str) -> list[float]:
     several = hasattr(ridge, "__len__") and not isinstance(ridge, str | bytes) and getattr(ridge, "ndim", 1) > 0
     values: Sequence[Any] = ridge if several else [ridge]
     if len(values) == 0:
-        message = f"{func}: ridge must have at least one value; got none. Pass a positive number, or None for a path of {GRID}."
+        message = f"{func}: {name} must have at least one value; got none. Pass a positive number, or None for a path of {GRID}."
         raise ParameterError(message)
-    return [_inputs.real_scalar(value, func=func, name="ridge") for value in values]
+    return [_inputs.real_scalar(value, func=func, name=name) for value in values]
 
 
 class RidgePath:
@@ -339,7 +339,7 @@ def _best(scores: Array, noise: Array, ridges: list[float], per_target: bool, *,
     if not bool(xp.all(xp.isfinite(xp.min(scores, axis=0)))):
         message = (
             f"{func}: weights must sum to more than the degrees of freedom; got a sum of {total:.3g}. "
-            "Weights count rows: scale them to a mean of 1, or pass larger ridges."
+            "Weights count rows, each 1 by default: scale them to a mean of 1, give more rows, or pass larger ridges."
         )
         raise ParameterError(message)
     chosen = []

@@ -18,6 +18,7 @@ from softlinalg._kernels import Gaussian, Laplacian, Matern
 from softlinalg._landmark_rows import distinct_rows
 from softlinalg._landmarks import select_landmarks
 from softlinalg._nystrom import NystromDecomposition, nystrom
+from softlinalg._ridge_landmarks import ridge_sample
 from softlinalg._ridge_length_scales import learn_length_scales
 from softlinalg._ridge_sums import checked_weights
 from softlinalg._typing import Array, Namespace
@@ -173,17 +174,33 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
         """The approximation on landmarks chosen from the different rows of positive weight."""
         func = type(self).__name__
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        learns = targets is not None and isinstance(self.length_scale, str) and self.length_scale == "learned"
-        kernel = kernel_by_name(self.kernel, "median" if learns else self.length_scale, gamma, func=func)
-        if learns:
+        scale = self.length_scale if targets is not None and isinstance(self.length_scale, str) else None
+        fitted = scale in ("learned", "gcv")
+        kernel = kernel_by_name(self.kernel, "median" if fitted else self.length_scale, gamma, func=func)
+        if scale == "learned":
             kernel = learn_length_scales(X, targets, kernel, weights=weights, rng=seed).kernel
         rows = distinct_rows(X, weights, xp=xp)
         if isinstance(getattr(kernel, "length_scale", None), str):
             # Equal rows have no median distance; their kernel values are 1 at every scale.
             kernel = kernel.resolve(rows, seed) if rows.shape[0] > 1 else replace(kernel, length_scale=1.0)
         landmarks, tol = self.landmarks, self.tol
+        by_targets = targets is not None and isinstance(landmarks, str) and landmarks == "targets"
+        if by_targets and tol is not None:
+            message = f'{func}: tol must be None for landmarks="targets", which do not aim at the kernel; got {tol}. Pass rank.'
+            raise ParameterError(message)
         with warnings.catch_warnings():  # fewer useful rows than asked for: the rank says so
             warnings.simplefilter("ignore", DuplicateLandmarkWarning)
+            if (fitted or by_targets) and tol is None:
+                most = self._checked_count(count, func=func) if isinstance(landmarks, str) else len(landmarks)
+                most = min(most, int(rows.shape[0]))
+                sample = ridge_sample(X, targets, most, weights=weights, rng=seed)
+                kernel, ridge = (
+                    sample.scaled(kernel, most, far=isinstance(self.kernel, str) and scale == "gcv")
+                    if fitted
+                    else (kernel, sample.score(kernel, most)[1])
+                )
+                if by_targets and most < rows.shape[0]:
+                    rows = landmarks = _arrays.take_rows(X, sample.landmarks(kernel, most, ridge), xp=xp)
             if isinstance(landmarks, str) and tol is None:
                 count = self._checked_count(count, func=func)
                 if count < rows.shape[0]:

@@ -15,11 +15,12 @@ from softlinalg._landmarks import METHODS
 from softlinalg._nystrom_core import Summary, optional_count
 from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._nystrom_fit import Fit
+from softlinalg._ridge_regression import RidgeModel, checked_ridges, ridge_model
+from softlinalg._ridge_sums import RidgeSums, sums_from_moments
 from softlinalg._rng import as_generator
 from softlinalg._streaming_checkpoint import Checkpoint, Progress
 from softlinalg._streaming_files import open_rows
 from softlinalg._streaming_plan import Plan, Request, make_plan
-from softlinalg._streaming_ridge import RidgeFit, RowSums, fit_ridge
 from softlinalg._streaming_run import LocalEngine
 from softlinalg._streaming_sources import ArrayRows, Host, IteratedRows, RowReader, RowSource, is_sliceable
 from softlinalg._streaming_tasks import FeatureTask, LloydTask, SampleTask, State, Task
@@ -28,6 +29,7 @@ from softlinalg.errors import InputError, NonFiniteError, ParameterError, ShapeE
 
 __all__ = [
     "Call",
+    "Settings",
     "StreamedNystrom",
     "as_source",
     "assembled",
@@ -63,24 +65,35 @@ class StreamedNystrom(NamedTuple):
 
     decomposition: NystromDecomposition
     """The approximation, without stored features. Products with it read the source again, where that is possible."""
-    sums: RowSums
-    """Centered sums of features and targets: `count`, `weight`, `feature_mean`, `target_mean`, `gram`, `cross`, `squares`."""
+    sums: RidgeSums
+    """Centered sums of features and targets: `rows`, `weight`, `feature_mean`, `target_mean`, `gram`, `cross`, `squares`."""
 
-    def fit_ridge(self, ridges: float | Sequence[float] | None = None) -> RidgeFit:
+    def fit_ridge(self, ridges: float | Sequence[float] | None = None) -> RidgeModel:
         """Kernel ridge regression of the targets, with an intercept, from the sums alone: no further pass.
 
         Parameters
         ----------
         ridges : float or sequence of float, optional
-            Positive; of several the one with the least generalized cross-validation score is taken, for each target by itself.
-            Default: a path of 40.
+            Positive; of several the one with the least generalized cross-validation score is taken, for each target by itself, and the
+            largest of those whose scores differ by rounding. Default: a path of 40.
 
         Returns
         -------
-        RidgeFit
-            `predict(decomposition.features(x_new))` gives predictions, shape (q, k).
+        RidgeModel
+            `predict(decomposition.features(x_new))` gives predictions, shape (q, k); with `ridge`, `scores`, `noise_variance` and others.
+
+        Raises
+        ------
+        ParameterError
+            A ridge that is not positive; no targets; no ridge leaves degrees of freedom.
         """
-        return fit_ridge(self.sums, ridges, dtype=_arrays.dtype_name(self.decomposition.dtype), func="StreamedNystrom.fit_ridge")
+        func = "StreamedNystrom.fit_ridge"
+        if not self.sums.cross.shape[-1]:
+            message = f"{func}: targets must be given when rows are streamed; got none. Pass targets."
+            raise ParameterError(message)
+        if ridges is not None:
+            ridges = checked_ridges(ridges, func=func, name="ridges")
+        return ridge_model(self.sums, ridge=ridges, precision=_arrays.dtype_name(self.decomposition.dtype), func=func)
 
 
 class Engine(Protocol):
@@ -104,6 +117,20 @@ class Engine(Protocol):
     def reduce(self, task: Task, label: str, checkpoint: Checkpoint | None = None, resumed: Progress | None = None) -> State:
         """The merger of the task's results over all chunks."""
         ...
+
+
+class Settings(NamedTuple):
+    """The arguments that `nystrom_stream` and its relatives share, as they were given."""
+
+    kernel: Any
+    rank: Any
+    landmarks: Any
+    sample: Any
+    lloyd_passes: Any
+    ridge: Any
+    rng: RngLike
+    chunk_size: Any
+    rtol: Any
 
 
 class Call(NamedTuple):
@@ -233,23 +260,8 @@ def nystrom_stream(
     """
     func = "nystrom_stream"
     rows = as_source(source, targets, func=func)
-    call = checked_call(
-        rows.columns,
-        rows.targets,
-        rows.rows,
-        rows.dtype,
-        kernel,
-        rank=rank,
-        landmarks=landmarks,
-        sample=sample,
-        lloyd_passes=lloyd_passes,
-        ridge=ridge,
-        rng=rng,
-        chunk_size=chunk_size,
-        rtol=rtol,
-        progress=progress,
-        func=func,
-    )
+    settings = Settings(kernel, rank, landmarks, sample, lloyd_passes, ridge, rng, chunk_size, rtol)
+    call = checked_call(rows.columns, rows.targets, rows.rows, rows.dtype, settings, progress=progress, func=func)
     threads = optional_count(threads, func=func, name="threads")
     kept = None
     if checkpoint is not None:
@@ -257,7 +269,7 @@ def nystrom_stream(
         kept = Checkpoint(Path(checkpoint), _settings(call, rows.rows, rng), seconds, func)
     engine = LocalEngine(rows, chunk_size=call.chunk_size, threads=threads, progress=bool(progress), func=func)
     plan, summary, sums = stream(engine, call, kept, prefix=_prefix(engine, call))
-    reader = RowReader(rows, sums.count) if rows.can_restart else None
+    reader = RowReader(rows, int(sums.rows)) if rows.can_restart else None
     return assembled(plan, summary, sums, reader, call)
 
 
@@ -307,24 +319,10 @@ def _opened_array(path: Any, *, func: str) -> Any:
 
 # ------------------------------------------------------------------------------------------------ arguments
 def checked_call(
-    columns: int,
-    targets: int,
-    rows: int | None,
-    dtype: Any,
-    kernel: Any,
-    *,
-    rank: Any,
-    landmarks: Any,
-    sample: Any,
-    lloyd_passes: Any,
-    ridge: Any,
-    rng: RngLike,
-    chunk_size: Any,
-    rtol: Any,
-    progress: bool,
-    func: str,
+    columns: int, targets: int, rows: int | None, dtype: Any, settings: Settings, *, progress: bool = False, func: str
 ) -> Call:
-    """Check the arguments that do not say where the rows come from."""
+    """Check the arguments that do not say where the rows come from, against the shape and type of the rows."""
+    kernel, rank, landmarks, sample, lloyd_passes, ridge, rng, chunk_size, rtol = settings
     if isinstance(kernel, type) or not callable(kernel) or not callable(getattr(kernel, "diagonal", None)):
         shown = kernel.__name__ if isinstance(kernel, type) else type(kernel).__name__
         message = (
@@ -451,7 +449,7 @@ def _prefix(engine: LocalEngine, call: Call) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ the passes
-def stream(engine: Any, call: Call, checkpoint: Checkpoint | None = None, *, prefix: bool = False) -> tuple[Plan, Summary, RowSums]:
+def stream(engine: Any, call: Call, checkpoint: Checkpoint | None = None, *, prefix: bool = False) -> tuple[Plan, Summary, RidgeSums]:
     """Settle the plan on a sample, then sum over all rows; again in a higher precision if the sums say so.
 
     Parameters
@@ -478,7 +476,9 @@ def stream(engine: Any, call: Call, checkpoint: Checkpoint | None = None, *, pre
         state = engine.reduce(FeatureTask(plan=plan, shift=shift), f"rank {plan.map.shape[1]}", checkpoint, resumed)
         summary = plan.summary(state[0], state[5], float(state[6][0]))
         if plan.is_sound(summary):
-            return plan, summary, _row_sums(state, shift)
+            gram, cross, feature_sum, squares, target_sum, _, (count,) = state
+            n = float(count)
+            return plan, summary, sums_from_moments(gram, cross, squares, feature_sum, target_sum, n, n, target_shift=shift)
         if sample is None:
             sample, _ = _sample(engine, call, prefix=prefix)
         failure = f"{summary.broken_rows} rows explained beyond it, and a trace error of {summary.trace_error:.3g}"
@@ -510,24 +510,8 @@ def _units(kernel: Any, columns: int) -> Host:
     return np.asarray(scale, dtype=np.float64) if isinstance(scale, tuple) else np.ones(columns)
 
 
-def _row_sums(state: State, shift: Host) -> RowSums:
-    """Centered sums from those of the pass."""
-    gram, cross, feature_sum, squares, target_sum, _, count = state
-    n = float(count[0])
-    feature_mean, target_mean = feature_sum / n, target_sum / n
-    return RowSums(
-        int(n),
-        n,
-        feature_mean,
-        target_mean + shift,
-        gram - np.outer(feature_sum, feature_mean),
-        cross - np.outer(feature_sum, target_mean),
-        squares - target_sum * target_mean,
-    )
-
-
-def assembled(plan: Plan, summary: Summary, sums: RowSums, reader: Any, call: Call) -> StreamedNystrom:
+def assembled(plan: Plan, summary: Summary, sums: RidgeSums, reader: Any, call: Call) -> StreamedNystrom:
     """The decomposition from its parts."""
     fitted = Fit(plan.feature_map(), summary, None, plan.landmarks)
-    decomposition = NystromDecomposition(fitted, reader, dtype=np.dtype(plan.dtype), ridge=call.ridge, n=sums.count)
+    decomposition = NystromDecomposition(fitted, reader, dtype=np.dtype(plan.dtype), ridge=call.ridge, n=int(sums.rows))
     return StreamedNystrom(decomposition, sums)

@@ -15,9 +15,11 @@ import numpy as np
 from softlinalg._streaming_sources import ArrayRows, Block, Host, MappedRows, RowSource, real_dtype
 from softlinalg.errors import InputError, ParameterError, ShapeError, SoftlinalgError
 
-__all__ = ["FILE_SUFFIXES", "open_rows"]
+__all__ = ["FILE_SUFFIXES", "open_rows", "optional_package"]
 
 FILE_SUFFIXES = (".npy", ".csv", ".csv.gz", ".parquet")
+
+MISSING = ': reading {what} must have the package {{package}}; got none. Run: pip install "softlinalg[demo]".'
 
 PIECE_BYTES = 2**23
 """float64 memory of one piece of a table (8 MiB); readers hold a few times as much."""
@@ -130,13 +132,12 @@ def _reading(file: Path, *, func: str) -> Iterator[None]:
         raise InputError(message) from error
 
 
-def _package(name: str, *, func: str, why: str) -> Any:
+def optional_package(module: str, message: str, *, error: type[Exception] = InputError) -> Any:
+    """Import a module of an optional package, or raise `error` with the message, in which {package} stands for its name."""
     try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        top = name.split(".", maxsplit=1)[0]
-        message = f'{func}: {why} must have the package {top}; got none. Run: pip install "softlinalg[demo]".'
-        raise InputError(message) from error
+        return importlib.import_module(module)
+    except ImportError as cause:
+        raise error(message.format(package=module.split(".", maxsplit=1)[0])) from cause
 
 
 # ------------------------------------------------------------------------------------------------ .npy
@@ -226,7 +227,7 @@ class _Csv(_Table):
     """A .csv file, perhaps compressed."""
 
     def __init__(self, file: Path, columns: Any, targets: Any, dtype: Any, *, header: bool | None, delimiter: str, func: str) -> None:
-        pandas = _package("pandas", func=func, why="reading CSV")
+        pandas = optional_package("pandas", func + MISSING.format(what="CSV"))
         self._shape = {"sep": delimiter, "skipinitialspace": True, "index_col": False}
         with _reading(file, func=func):
             first = pandas.read_csv(file, header=None, nrows=1, dtype=str, keep_default_na=False, **self._shape)
@@ -261,8 +262,8 @@ class _Parquet(_Table):
     """A .parquet file."""
 
     def __init__(self, file: Path, columns: Any, targets: Any, dtype: Any, *, func: str) -> None:
-        self._parquet = _package("pyarrow.parquet", func=func, why="reading Parquet")
-        _package("pandas", func=func, why="reading Parquet")
+        self._parquet = optional_package("pyarrow.parquet", func + MISSING.format(what="Parquet"))
+        optional_package("pandas", func + MISSING.format(what="Parquet"))
         with _reading(file, func=func), self._parquet.ParquetFile(file) as table:
             schema, rows = table.schema_arrow, table.metadata.num_rows
         chosen = _Columns(schema.names, columns, targets, func=func, file=file)

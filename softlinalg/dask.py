@@ -23,10 +23,11 @@ import numpy as np
 from softlinalg import _arrays
 from softlinalg._nystrom_core import optional_count, progress_bar
 from softlinalg._nystrom_decomposition import NystromDecomposition
-from softlinalg._streaming import StreamedNystrom, assembled, checked_call, stream
+from softlinalg._ridge_regression import RidgeModel
+from softlinalg._ridge_sums import RidgeSums
+from softlinalg._streaming import Settings, StreamedNystrom, assembled, checked_call, stream
 from softlinalg._streaming_files import open_rows
 from softlinalg._streaming_plan import Plan
-from softlinalg._streaming_ridge import RidgeFit, RowSums
 from softlinalg._streaming_run import one_blas_thread
 from softlinalg._streaming_sources import Host, checked_chunk, real_dtype
 from softlinalg._streaming_tasks import SampleTask, State, Task, Tree
@@ -49,12 +50,12 @@ class DaskNystrom:
     ----------
     decomposition : NystromDecomposition
         On the client: eigenvalues, errors, `features` of new rows in memory, `save`. Without the data, so without products.
-    sums : RowSums
+    sums : RidgeSums
         Centered sums of features and targets.
     """
 
     decomposition: NystromDecomposition
-    sums: RowSums
+    sums: RidgeSums
     _plan: Plan
 
     def features(self, x: Any) -> Any:
@@ -74,17 +75,17 @@ class DaskNystrom:
         rank, dtype = int(self._plan.map.shape[1]), np.dtype(self._plan.dtype)
         return _map_rows(_features, x, self._plan, columns=rank, dtype=dtype)
 
-    def fit_ridge(self, ridges: float | Sequence[float] | None = None) -> RidgeFit:
+    def fit_ridge(self, ridges: float | Sequence[float] | None = None) -> RidgeModel:
         """Kernel ridge regression from the sums: as `StreamedNystrom.fit_ridge`."""
         return StreamedNystrom(self.decomposition, self.sums).fit_ridge(ridges)
 
-    def predict(self, x: Any, model: RidgeFit) -> Any:
+    def predict(self, x: Any, model: RidgeModel) -> Any:
         """Predictions of a model that `fit_ridge` made, lazily.
 
         Parameters
         ----------
         x : dask array, shape (q, d)
-        model : RidgeFit
+        model : RidgeModel
 
         Returns
         -------
@@ -163,23 +164,8 @@ def nystrom(
     x = _checked_array(x, func=func, name="x")
     y = None if targets is None else _checked_targets(targets, x.shape[0], func=func)
     dtype = real_dtype(x.dtype, func=func, name="x")
-    call = checked_call(
-        int(x.shape[1]),
-        0 if y is None else int(y.shape[1]),
-        int(x.shape[0]),
-        dtype,
-        kernel,
-        rank=rank,
-        landmarks=landmarks,
-        sample=sample,
-        lloyd_passes=lloyd_passes,
-        ridge=ridge,
-        rng=rng,
-        chunk_size=chunk_size,
-        rtol=rtol,
-        progress=False,
-        func=func,
-    )
+    settings = Settings(kernel, rank, landmarks, sample, lloyd_passes, ridge, rng, chunk_size, rtol)
+    call = checked_call(int(x.shape[1]), 0 if y is None else int(y.shape[1]), int(x.shape[0]), dtype, settings, func=func)
     n_workers = optional_count(n_workers, func=func, name="n_workers")
     with _connected(client, n_workers, func=func) as connected, connected.as_current():
         engine = _ClusterEngine(connected, x, y, dtype, chunk_size=call.chunk_size, progress=bool(progress), func=func)
@@ -414,5 +400,5 @@ def _features(x: Host, plan: Plan) -> Host:
     return _arrays.to_numpy(plan.feature_map()(np.asarray(x, dtype=plan.dtype)))
 
 
-def _predictions(x: Host, plan: Plan, model: RidgeFit) -> Host:
+def _predictions(x: Host, plan: Plan, model: RidgeModel) -> Host:
     return model.predict(_features(x, plan))

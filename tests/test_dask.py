@@ -205,11 +205,20 @@ def test_npy_files_are_read_by_the_workers(client: Any, plain: Any, tmp_path: Pa
     assert same_bits(cluster_api.nystrom(x, KERNEL, targets=lazy(Y), client=client, **ARGUMENTS), plain)
 
 
+def test_zarr_arrays_are_read_by_the_workers(client: Any, plain: Any, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    for name, values, chunks in (("x", X, (700, 2)), ("y", Y, (999, 2))):
+        zarr.create_array(str(tmp_path / name), shape=values.shape, chunks=chunks, dtype=values.dtype)[:] = values
+    x, y = (da.from_zarr(str(tmp_path / name)) for name in "xy")
+    assert x.chunks == ((700,) * 5 + (500,), (2, 1)), "read in its own chunks"
+    assert same_bits(cluster_api.nystrom(x, KERNEL, targets=y, client=client, **ARGUMENTS), plain)
+
+
 def test_rows_of_unknown_number_are_counted(client: Any) -> None:
     x = lazy(chunks=(700, D))
     some = x[x[:, 0] > 0]
     found = cluster_api.nystrom(some, KERNEL, client=client, **ARGUMENTS)
-    assert found.sums.count == int((X[:, 0] > 0).sum())
+    assert found.sums.rows == int((X[:, 0] > 0).sum())
     assert same_bits(found, nystrom_stream(X[X[:, 0] > 0], KERNEL, **ARGUMENTS))
 
 

@@ -24,7 +24,7 @@ ROWS = [
     {"_kernel*", "_iterations", "_filters", "_certificates*"},
     {"_pinv", "_inversion", "_newton_pinv", "_ridge_inverse", "_landmark*"},
     {"_nystrom*"},
-    {"_ridge_regression", "_ridge_sums", "_ridge_length_scales", "_conjugate_gradients", "_spectral"},
+    {"_ridge_regression", "_ridge_sums", "_ridge_length_scales", "_ridge_landmarks", "_conjugate_gradients", "_spectral"},
     {"_attention*", "_streaming*"},
 ]
 """The core, from the bottom up: a file may import files of rows above its own here, and of its own family (see `FAMILIES`)."""
@@ -39,7 +39,7 @@ FAMILIES = [
     {"_pinv", "_inversion", "_newton_pinv", "_ridge_inverse"},
     {"_landmark*"},
     {"_nystrom*"},
-    {"_ridge_regression", "_ridge_sums", "_ridge_length_scales", "_conjugate_gradients", "_spectral"},
+    {"_ridge_regression", "_ridge_sums", "_ridge_length_scales", "_ridge_landmarks", "_conjugate_gradients", "_spectral"},
     {"_attention*"},
     {"_streaming*"},
 ]
@@ -68,13 +68,13 @@ NUMPY_ALLOWED = {
     "_landmark_sampling": "random choices of rows on the host",
     "_landmark_rows": "different rows are found on the host",
     "_ridge_length_scales": "hands SciPy's L-BFGS host arrays",
+    "_ridge_landmarks": "pivots are chosen one after the other, on the host",
     "_nystrom_fit": "row numbers, and a random choice of rows, on the host",
     "_nystrom_io": "files are written from host arrays",
     "_streaming": "rows arrive on the host",
     "_streaming_checkpoint": "files are written from host arrays",
     "_streaming_files": "files are read into host arrays",
     "_streaming_plan": "rows arrive on the host",
-    "_streaming_ridge": "sums over rows are small and on the host",
     "_streaming_sources": "rows arrive on the host",
     "_streaming_tasks": "rows arrive on the host",
 }

@@ -111,7 +111,7 @@ def compare_time(path: Path, rank: int, threads: int, rounds: int) -> None:
         times, results = rounds_of(contenders, rounds)
     told(f"{len(x):,} x {D}, rank {rank}, {threads} threads", times, "by hand")
     s = results["pass"].sums
-    gram = s.gram + s.count * np.outer(s.feature_mean, s.feature_mean)
+    gram = s.gram + s.rows * np.outer(s.feature_mean, s.feature_mean)
     print(
         f"Gram against the loop: {np.abs(gram - results['by hand']).max() / np.abs(gram).max():.1e}; in float64 blocks: {first.in_float64}"
     )
@@ -190,9 +190,11 @@ def memory(path: Path, rank: int, on: str) -> None:
     )
 
 
-def compare_results(path: Path, rank: int) -> None:
+def compare_results(path: Path, rank: int, threads: int) -> None:
     x = np.load(path, mmap_mode="r")
-    streamed = nystrom_stream(x, Gaussian(SCALE), rank=rank, rng=0, threads=2).decomposition
+    start = time.process_time()
+    streamed = nystrom_stream(x, Gaussian(SCALE), rank=rank, rng=0, threads=threads).decomposition
+    print(f"streamed: {time.process_time() - start:.0f} s of processor time", flush=True)
     whole = nystrom(np.array(x), streamed.kernel, landmarks=streamed.landmarks, store_features=False)
     values = np.abs(streamed._summary.eigenvalues - whole._summary.eigenvalues)
     print(
@@ -226,7 +228,7 @@ def main() -> None:
             elif a.part == "memory":
                 memory(path, a.rank, a.on)
             else:
-                compare_results(path, a.rank)
+                compare_results(path, a.rank, a.threads)
             path.unlink()
     print(f"numpy {np.__version__}, softlinalg {softlinalg.__version__}")
 

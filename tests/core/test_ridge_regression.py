@@ -36,7 +36,8 @@ def test_sums_of_chunks_merge_to_those_of_all_rows(backend, weighted):
     features, targets, weights = problem(offset=5.0)
     arrays = [backend.asarray(a) for a in (features, targets, weights)]
     total = None
-    for rows in (slice(0, 13), slice(13, 14), slice(14, 60)):
+    # JAX compiles for each shape: halves there, a single row and others elsewhere.
+    for rows in (slice(0, 30), slice(30, 60)) if backend.name == "jax" else (slice(0, 13), slice(13, 14), slice(14, 60)):
         f, y, s = (a[rows, ...] for a in arrays)
         chunk = ridge_sums(f, y, s if weighted else None)
         total = chunk if total is None else merge_ridge_sums(total, chunk)
@@ -71,7 +72,7 @@ def test_an_empty_half_changes_nothing():
 def test_sums_of_a_decomposition_are_those_of_its_features(backend, weighted, store):
     rng = np.random.default_rng(1)
     x, y, s = rng.normal(size=(80, 2)), 1e3 + rng.normal(size=80), rng.integers(0, 3, size=80).astype(float)
-    d = nystrom(backend.asarray(x), Gaussian(1.0), rank=15, rng=0, store_features=store)
+    d = nystrom(backend.asarray(x), Gaussian(1.0), landmarks=backend.asarray(x[:15]), store_features=store)
     found = decomposition_sums(d, backend.asarray(y), backend.asarray(s) if weighted else None)
     expected = ridge_sums(backend.to_numpy(d.features()), y, s if weighted else None)
     for a, b in zip(found[1:], expected[1:], strict=True):
@@ -230,7 +231,7 @@ def test_deviations_grow_to_their_full_height_far_from_the_landmarks():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_map_alone_gives_the_features_of_its_decomposition(backend, dtype):
     x = np.random.default_rng(0).normal(size=(300, 3))
-    d = nystrom(backend.asarray(x, dtype), Gaussian(1.5), rank=40, rng=0)
+    d = nystrom(backend.asarray(x, dtype), Gaussian(1.5), landmarks=backend.asarray(x[:40], dtype))
     features = map_of(d)
     new = backend.asarray(x[:50] + 0.1, dtype)
     assert np.array_equal(backend.to_numpy(features(new)), backend.to_numpy(d.features(new)))
