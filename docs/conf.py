@@ -1,4 +1,4 @@
-"""Settings of the site; CONTRIBUTING.md has the command that builds it. Nothing is fetched from the network, neither here nor by a reader."""
+"""Settings of the site; CONTRIBUTING.md has the command that builds it. Nothing is fetched from the network, by it or by a reader."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 # Before NumPy is loaded by the gallery: pictures need one thread, and timings on them would mean nothing.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from softlinalg import __version__  # noqa: E402
+from softlinalg import __version__
 
 project = "softlinalg"
 author = "The softlinalg developers"
@@ -70,11 +70,26 @@ html_theme_options = {
 templates_path = ["_templates"]
 
 
-def skip_fields(app, what, name, member, skip, options):  # noqa: ANN001, ANN201
+def bars_are_norms(app, what, name, obj, options, lines):
+    """Norms are written |x| in the docstrings, where reStructuredText would look for a substitution."""
+    in_math = False
+    for i, line in enumerate(lines):
+        if line.strip():
+            in_math = line.startswith(" ") if in_math else False
+        if line.lstrip().startswith(".. math::"):
+            in_math = True
+        elif not in_math and not line.lstrip().startswith((">>>", "...", "|")):
+            # Parts between backticks, at odd places of the split, stay as they are.
+            parts = line.split("`")
+            lines[i] = "`".join(part if j % 2 else part.replace("|", r"\|") for j, part in enumerate(parts))
+
+
+def skip_fields(app, what, name, member, skip, options):
     """Fields of named tuples stand in their docstring: what Python says of them is "Alias for field number 0"."""
     return True if type(member).__name__ == "_tuplegetter" else None
 
 
-def setup(app):  # noqa: ANN001, ANN201
+def setup(app):
     """Hook for Sphinx."""
     app.connect("autodoc-skip-member", skip_fields)
+    app.connect("autodoc-process-docstring", bars_are_norms, priority=900)  # after numpydoc
