@@ -98,7 +98,16 @@ def _value(draw: Callable[[Any], Any], given: Any, default: Any) -> Any:
 
 # -------------------------------------------------------------------------------------------------- pieces
 def shapes(*, max_side: int = 8, min_side: int = 1, square: bool = False, rectangular: bool = False) -> st.SearchStrategy[tuple[int, int]]:
-    """Shapes (m, n), all about equally likely, small ones first; 1 x 1 in at most one draw of forty."""
+    """Shapes (m, n), all about equally likely, small ones first; 1 x 1 in at most one draw of forty.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> shape = find(strategies.shapes(rectangular=True), lambda shape: shape[0] > 1)      # the simplest that fits
+    >>> shape[0] != shape[1]
+    True
+    """
     sides = range(min_side, max_side + 1)
     allowed = [(m, n) for m in sides for n in sides if (not square or m == n) and (not rectangular or m != n) and (m, n) != (1, 1)]
     allowed.sort(key=lambda shape: (shape[0] * shape[1], shape))
@@ -109,7 +118,15 @@ def shapes(*, max_side: int = 8, min_side: int = 1, square: bool = False, rectan
 
 
 def conds(shape: tuple[int, int], dtype: str) -> st.SearchStrategy[float]:
-    """Conditions: the ladder 1, 2, 10, 1e2, sqrt(.1 / u), .1 / u as far as it is decidable (see `largest_cond`), and those between."""
+    """Conditions: the ladder 1, 2, 10, 1e2, sqrt(.1 / u), .1 / u as far as it is decidable (see `largest_cond`), and those between.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.conds((3, 3), "float32"), lambda cond: cond > 1) > 1
+    True
+    """
     top = largest_cond(shape, dtype)
     limit = 0.1 / unit(dtype)
     rungs = [2.0, 10.0, 100.0, math.sqrt(limit), limit, 1.0, limit, limit / 10]  # where things break is drawn more often
@@ -118,7 +135,15 @@ def conds(shape: tuple[int, int], dtype: str) -> st.SearchStrategy[float]:
 
 
 def log2_scales(dtype: str, cond: float = 1.0) -> st.SearchStrategy[int]:
-    """Exponents of an overall scale at which a matrix of that condition, and its pseudo-inverse, stay in the normal range; often 0."""
+    """Exponents of an overall scale at which a matrix of that condition, and its pseudo-inverse, stay in the normal range; often 0.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> isinstance(find(strategies.log2_scales("float32"), lambda power: True), int)
+    True
+    """
     low, high = exponent_range(dtype)
     bits, digits = 1 - round(math.log2(unit(dtype))), math.ceil(math.log2(max(cond, 1.0)))
     bottom, top = min(0, max(low + bits + digits, digits - high + 4)), max(0, min(high - 4, -low - bits))
@@ -127,7 +152,15 @@ def log2_scales(dtype: str, cond: float = 1.0) -> st.SearchStrategy[int]:
 
 
 def scales(dtype: str = "float64", *, subnormal: bool = True) -> st.SearchStrategy[float]:
-    """Powers of two from the smallest subnormal (or normal) number of a type to half of the largest."""
+    """Powers of two from the smallest subnormal (or normal) number of a type to half of the largest.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.scales("float32"), lambda scale: True) > 0
+    True
+    """
     low, high = exponent_range(dtype)
     bits = 1 - round(math.log2(unit(dtype)))
     bottom = low - (bits - 1 if subnormal else 0)
@@ -138,6 +171,13 @@ def dtypes(xp: Any = "numpy", *, kind: str = "real") -> st.SearchStrategy[str]:
     """Names of floating types that a library has here: `kind` "real" (float32, float64), "half", "complex", or "floating" (all).
 
     float64 of JAX only where 64-bit types are on.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.dtypes("numpy", kind="complex"), lambda name: True) in ("complex64", "complex128")
+    True
     """
     groups = {"real": ["float32", "float64"], "half": ["float16", "bfloat16"], "complex": ["complex64", "complex128"]}
     wanted = groups[kind] if kind != "floating" else [*groups["real"], *groups["half"], *groups["complex"]]
@@ -156,18 +196,42 @@ def _has_dtype(name: str, xp: Any, dtype: str) -> bool:
 
 
 def layouts(xp: Any = "numpy") -> st.SearchStrategy[str]:
-    """Names of the memory layouts that arrays of a library can have, the plain one first (see `LAYOUTS`)."""
+    """Names of the memory layouts that arrays of a library can have, the plain one first (see `LAYOUTS`).
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.layouts("numpy"), lambda name: name != "C") in strategies.LAYOUTS
+    True
+    """
     return st.sampled_from(_layouts.supported_layouts(xp))
 
 
 def namespaces(names: Sequence[str] = ("numpy", "array_api_strict", "torch", "jax")) -> st.SearchStrategy[str]:
-    """Names of the array libraries among `names` that are installed; they do for every argument `xp`."""
+    """Names of the array libraries among `names` that are installed; they do for every argument `xp`.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.namespaces(["numpy"]), lambda name: True)
+    'numpy'
+    """
     roots = {"numpy": "numpy", "array_api_strict": "array_api_strict", "torch": "torch", "jax": "jax", "cupy": "cupy"}
     return st.sampled_from([name for name in names if importlib.util.find_spec(roots[name]) is not None])
 
 
 def devices(xp: Any = "numpy") -> st.SearchStrategy[Any]:
-    """Devices of a library: the default (None) first, then those that it lists, without PyTorch's "meta", which holds no numbers."""
+    """Devices of a library: the default (None) first, then those that it lists, without PyTorch's "meta", which holds no numbers.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.devices("numpy"), lambda device: True) is None
+    True
+    """
     namespace = _layouts.as_namespace(xp)
     info = getattr(namespace, "__array_namespace_info__", None)
     with warnings.catch_warnings():
@@ -177,7 +241,15 @@ def devices(xp: Any = "numpy") -> st.SearchStrategy[Any]:
 
 
 def batch_shapes(*, max_members: int = 6, empty: bool = False) -> st.SearchStrategy[tuple[int, ...]]:
-    """Batch axes, up to two, of at most `max_members` matrices; with `empty` also none at all."""
+    """Batch axes, up to two, of at most `max_members` matrices; with `empty` also none at all.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> len(find(strategies.batch_shapes(), lambda shape: len(shape) == 2))
+    2
+    """
     known: list[tuple[int, ...]] = [(2,), (3,), (1,), (2, 2), (3, 2), (1, 4), (6,), (2, 1)]
     allowed = [batch for batch in known if math.prod(batch) <= max_members]
     return st.sampled_from(allowed + ([(0,), (2, 0)] if empty else []))
@@ -224,6 +296,14 @@ def matrices(
     Returns
     -------
     strategy of Case
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> case = find(strategies.matrices(dtype="float64"), lambda case: case.rank >= 2)
+    >>> case.dtype, case.rank >= 2
+    ('float64', True)
     """
     structure, xp = _value(draw, structure, "general"), _value(draw, xp, "numpy")
     dtype = _value(draw, dtype, dtypes(xp))
@@ -258,7 +338,17 @@ def _record(case: Case) -> None:
 
 
 def with_spectrum(s: Any, *, shape: Any = None, **settings: Any) -> st.SearchStrategy[Case]:
-    """Matrices with the singular values given: a descending sequence, or a strategy for one. `settings` as in `matrices`."""
+    """Matrices with the singular values given: a descending sequence, or a strategy for one. `settings` as in `matrices`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> case = find(strategies.with_spectrum([4.0, 1.0], dtype="float64"), lambda case: True)
+    >>> np.round(np.linalg.svd(case.A, compute_uv=False)[:2], 6)
+    array([4., 1.])
+    """
 
     @st.composite
     def drawn(draw: Callable[[Any], Any]) -> Case:
@@ -280,27 +370,73 @@ def with_spectrum(s: Any, *, shape: Any = None, **settings: Any) -> st.SearchStr
 
 
 def symmetric(**settings: Any) -> st.SearchStrategy[Case]:
-    """Hermitian matrices with eigenvalues of both signs. `settings` as in `matrices`."""
+    """Hermitian matrices with eigenvalues of both signs. `settings` as in `matrices`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> case = find(strategies.symmetric(dtype="float64"), lambda case: True)
+    >>> bool(np.all(case.A == case.A.T))
+    True
+    """
     return matrices(structure="symmetric", **settings)
 
 
 def psd(**settings: Any) -> st.SearchStrategy[Case]:
-    """Positive semi-definite matrices. `settings` as in `matrices`."""
+    """Positive semi-definite matrices. `settings` as in `matrices`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> case = find(strategies.psd(dtype="float64"), lambda case: True)
+    >>> bool(np.linalg.eigvalsh(case.A).min() > -1e-12 * case.s[0])
+    True
+    """
     return matrices(structure="psd", **settings)
 
 
 def rectangular(*, max_side: int = 8, **settings: Any) -> st.SearchStrategy[Case]:
-    """Matrices that are not square. `settings` as in `matrices`."""
+    """Matrices that are not square. `settings` as in `matrices`.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> case = find(strategies.rectangular(dtype="float64"), lambda case: True)
+    >>> case.A.shape[0] != case.A.shape[1]
+    True
+    """
     return matrices(shape=shapes(max_side=max_side, rectangular=True), **settings)
 
 
 def batched(**settings: Any) -> st.SearchStrategy[Case]:
-    """Batches of matrices of one spectrum. `settings` as in `matrices`."""
+    """Batches of matrices of one spectrum. `settings` as in `matrices`.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.batched(dtype="float64"), lambda case: True).A.ndim > 2
+    True
+    """
     return matrices(batch=batch_shapes(), **settings)
 
 
 def exactly_deficient(**settings: Any) -> st.SearchStrategy[Case]:
-    """Matrices whose rank is below min(m, n) in exact arithmetic: products of integer matrices that the type holds without rounding."""
+    """Matrices whose rank is below min(m, n) in exact arithmetic: products of integer matrices that the type holds without rounding.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> case = find(strategies.exactly_deficient(dtype="float64"), lambda case: True)
+    >>> case.rank < min(case.A.shape)
+    True
+    """
     return matrices(rank="deficient", exact=True, **settings)
 
 
@@ -312,6 +448,14 @@ def graded(
     """Badly scaled matrices, their rows, columns or both graded by powers of two (see `build_graded`); the rank is beyond dispute.
 
     Arguments are values, strategies or None.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> case = find(strategies.graded(dtype="float64"), lambda case: True)
+    >>> bool(case.kappa >= 1)
+    True
     """
     xp = _value(draw, xp, "numpy")
     dtype = _value(draw, dtype, dtypes(xp))
@@ -338,6 +482,18 @@ def ladder(
     >>> @given(case=matrices(dtype="float32"))            # doctest: +SKIP
     ... @ladder("case", dtype="float32")
     ... def test_my_pinv(case): ...
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hypothesis import given, settings
+    >>> from softlinalg.testing import assert_pinv, strategies
+    >>> @strategies.ladder(dtype="float64")
+    ... @settings(max_examples=1)
+    ... @given(case=strategies.matrices(dtype="float64"))
+    ... def test(case):
+    ...     assert_pinv(np.linalg.pinv, case)
+    >>> test()
     """
     top = largest_cond(shape, dtype)
     rungs = sorted({min(rung, top) for rung in (1.0, 2.0, 10.0, 100.0, math.sqrt(0.1 / unit(dtype)), 0.1 / unit(dtype))})
@@ -358,7 +514,15 @@ def point_clouds(
     draw: Callable[[Any], Any], *, shape: Any = None, kind: Any = None, log2_scale: Any = 0, dtype: Any = None, batch: Any = (),
     layout: Any = "C", xp: Any = "numpy", device: Any = None, max_points: int = 12,
 ) -> PointCase:  # fmt: skip
-    """Sets of points of every kind in `POINT_KINDS` (see `build_points`). Arguments are values, strategies or None."""
+    """Sets of points of every kind in `POINT_KINDS` (see `build_points`). Arguments are values, strategies or None.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.point_clouds(kind="clustered", dtype="float64"), lambda case: True).kind
+    'clustered'
+    """
     xp = _value(draw, xp, "numpy")
     drawn = build_points(
         shape=tuple(_value(draw, shape, st.tuples(st.integers(2, max_points), st.integers(1, 5)))),
@@ -376,7 +540,15 @@ def point_clouds(
 
 
 def length_scales(points: PointCase | None = None) -> st.SearchStrategy[float]:
-    """Length scales from far below to far above the distances between points: 2**e times their spread (1 without points)."""
+    """Length scales from far below to far above the distances between points: 2**e times their spread (1 without points).
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.length_scales(), lambda scale: scale > 0) > 0
+    True
+    """
     spread = 1.0
     if points is not None and points.host.size:
         host = points.host.reshape(-1, points.shape[1])
@@ -390,7 +562,17 @@ def psd_kernels(
     draw: Callable[[Any], Any], *, shape: Any = None, kind: Any = None, length_scale: Any = None, dtype: Any = None, layout: Any = "C",
     xp: Any = "numpy", device: Any = None, max_points: int = 10,
 ) -> Case:  # fmt: skip
-    """Gaussian kernel matrices of sets of points of every kind (see `build_gram`). Arguments are values, strategies or None."""
+    """Gaussian kernel matrices of sets of points of every kind (see `build_gram`). Arguments are values, strategies or None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> case = find(strategies.psd_kernels(dtype="float64"), lambda case: True)
+    >>> bool(np.all(np.diagonal(case.A) == 1.0))
+    True
+    """
     xp = _value(draw, xp, "numpy")
     case = build_gram(
         shape=tuple(_value(draw, shape, st.tuples(st.integers(2, max_points), st.integers(1, 4)))),
@@ -409,7 +591,16 @@ def psd_kernels(
 
 @st.composite
 def landmark_sets(draw: Callable[[Any], Any], n: int, *, count: Any = None, duplicates: bool = False) -> tuple[int, ...]:
-    """Row numbers of landmarks among n points: different ones, or with `duplicates` some of them twice. `count`: value or strategy."""
+    """Row numbers of landmarks among n points: different ones, or with `duplicates` some of them twice. `count`: value or strategy.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> rows = find(strategies.landmark_sets(5, count=2), lambda rows: True)
+    >>> len(set(rows)), max(rows) < 5
+    (2, True)
+    """
     m = _value(draw, count, st.integers(1, n))
     chosen = draw(st.permutations(range(n)))[:m]
     if duplicates:
@@ -426,6 +617,14 @@ def attention_inputs(
     """Inputs of an attention (see `build_attention`). Arguments are values, strategies or None.
 
     By default 2 to 12 tokens, self- and cross-attention, with and without a mask, with and without batch axes.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> case = find(strategies.attention_inputs(dtype="float32"), lambda case: True)
+    >>> case.q.shape[-1] == case.landmarks.shape[-1]
+    True
     """
     xp = _value(draw, xp, "numpy")
     n = _value(draw, tokens, st.integers(2, 12))
@@ -453,7 +652,17 @@ def attention_inputs(
 # --------------------------------------------------------------------------------------------------- damage
 @dataclass(frozen=True, repr=False)
 class Poisoned:
-    """An array with one number replaced by NaN or infinity."""
+    """An array with one number replaced by NaN or infinity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> poisoned = find(strategies.poison(np.ones((2, 2))), lambda poisoned: True)
+    >>> bool(np.isfinite(poisoned.array[poisoned.index]))
+    False
+    """
 
     array: Array
     index: tuple[int, ...]
@@ -469,7 +678,16 @@ class Poisoned:
 
 @st.composite
 def poison(draw: Callable[[Any], Any], array: Array, *, member: int | None = None) -> Poisoned:
-    """A copy of an array with NaN, inf or -inf at one place; with `member` in that matrix of the first batch axis."""
+    """A copy of an array with NaN, inf or -inf at one place; with `member` in that matrix of the first batch axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.poison(np.ones(3)), lambda poisoned: poisoned.value > 0).value
+    inf
+    """
     xp = compat.array_namespace(array)
     lengths = [int(length) for length in array.shape]
     index = tuple(draw(st.integers(0, length - 1)) for length in lengths)
@@ -487,7 +705,14 @@ def poison(draw: Callable[[Any], Any], array: Array, *, member: int | None = Non
 
 @dataclass(frozen=True, repr=False)
 class BadInput:
-    """Something that a function of matrices has to refuse, and why."""
+    """Something that a function of matrices has to refuse, and why.
+
+    Examples
+    --------
+    >>> from softlinalg.testing import strategies
+    >>> strategies.BadInput([["x"]], "text")
+    BadInput(text)
+    """
 
     value: Any
     reason: str
@@ -503,6 +728,13 @@ def bad_inputs(xp: Any = "numpy") -> st.SearchStrategy[BadInput]:
     """What a function of one finite floating matrix should refuse with a documented error: never a crash, never numbers.
 
     NaN, infinity, too few axes, text, objects, masked arrays, sparse matrices, nested lists of unequal lengths, None, dictionaries.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from softlinalg.testing import strategies
+    >>> find(strategies.bad_inputs(), lambda bad: True).reason != ""
+    True
     """
     return st.one_of(_non_finite(xp), _wrong_axes(xp), _no_matrix())
 
