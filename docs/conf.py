@@ -28,6 +28,7 @@ exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.py.m
 suppress_warnings = ["config.cache"]  # the gallery's settings hold functions, which Sphinx cannot compare between builds
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_dmath_double_inline = True  # the theory pages set displays inside paragraphs
 myst_heading_anchors = 3
 
 autosummary_generate = True
@@ -86,7 +87,8 @@ def bars_are_norms(app, what, name, obj, options, lines):
 
 def skip_fields(app, what, name, member, skip, options):
     """Fields of named tuples stand in their docstring: what Python says of them is "Alias for field number 0"."""
-    return True if type(member).__name__ == "_tuplegetter" else None
+    routed = name.startswith("set_") and name.endswith("_request")  # made by scikit-learn, described in its own pages
+    return True if routed or type(member).__name__ == "_tuplegetter" else None
 
 
 def setup(app):

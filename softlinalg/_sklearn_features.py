@@ -113,7 +113,7 @@ class NystromFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Nystrom
         return d.features() if store else None
 
     def transform(self, X: Any) -> Any:
-        """Features, shape (q, n_features_out_): their inner products are the approximated kernel.
+        """Features, shape `(q, n_features_out_)`: their inner products are the approximated kernel.
 
         Parameters
         ----------

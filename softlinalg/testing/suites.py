@@ -130,7 +130,7 @@ def kernel(
     target: str | None = None,
     progress: bool = False,
 ) -> Report:
-    r"""A function f(x, y=None, *, length_scale) -> array against the laws of the Gaussian kernel exp(-|x - y|^2 / (2 l^2)).
+    r"""A function `f(x, y=None, *, length_scale) -> array` against the laws of the Gaussian kernel exp(-|x - y|^2 / (2 l^2)).
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def nystrom(
     target: str | None = None,
     progress: bool = False,
 ) -> Report:
-    r"""A function f(x, kernel, *, landmarks) against the laws of the Nystrom approximation k(x, L) k(L, L)^+ k(L, x).
+    r"""A function `f(x, kernel, *, landmarks)` against the laws of the Nystrom approximation k(x, L) k(L, L)^+ k(L, x).
 
     Parameters
     ----------
