@@ -34,7 +34,7 @@ _SOURCES: dict[str, tuple[str, ...]] = {
     "softlinalg._landmarks": ("refine_landmarks", "select_landmark_indices", "select_landmarks"),
     "softlinalg._attention": ("soft_attention",),
     "softlinalg._conjugate_gradients": ("KernelRidgeSolution", "solve_kernel_ridge"),
-    "softlinalg._nystrom": ("NystromDecomposition", "nystrom"),
+    "softlinalg._nystrom": ("NystromDecomposition", "kernel_operator", "nystrom"),
     "softlinalg._streaming": ("StreamedNystrom", "nystrom_stream", "open_rows"),
 }
 _ORIGIN = {name: module for module, names in _SOURCES.items() for name in names}

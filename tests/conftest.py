@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import os
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,20 @@ settings.register_profile(
 )
 settings.register_profile("thorough", parent=settings.get_profile("ci"), max_examples=2000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def _keep_compiled_code() -> None:
+    """Most of JAX's time in these tests is compilation: its workers and later runs share what was compiled for this processor."""
+    processor = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else platform.processor()
+    words = sorted({line for line in processor.splitlines() if line.startswith(("model name", "flags"))}) or [processor]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "softlinalg-tests" / f"jax-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:12]}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+_keep_compiled_code()
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real data sets and reference numbers lie beside a checkout; tests that need them skip, and say so, without."""

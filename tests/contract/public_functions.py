@@ -438,6 +438,7 @@ NO_FUNCTIONS = {
     "Kernel",  # a protocol
     "NystromDecomposition",  # by its methods
     "KernelRidgeSolution", "StreamedNystrom",  # results
+    "kernel_operator",  # makes an operator of SciPy; what it refuses is tested in tests/core/test_nystrom.py
     # Their refusals are tested beside them, in tests/core/test_conjugate_gradients.py and test_streaming.py; here they are still to come.
     "nystrom_stream", "open_rows", "solve_kernel_ridge",
     "__version__", "errors",

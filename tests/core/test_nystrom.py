@@ -960,6 +960,7 @@ def test_a_tolerance_below_the_floor_of_the_data_names_that_floor() -> None:
         (lambda d: d.features(np.ones(2)), ShapeError, r"features: x_new must have shape \(q, 2\); got \(2,\)"),
         (lambda d: d.cross_matmul(np.ones((3, 3)), np.ones(40)), ShapeError, r"cross_matmul: x_new must have shape"),
         (lambda d: kernel_operator(GAUSSIAN, X[0]), ShapeError, r"kernel_operator: x must have shape \(n, d\)"),
+        (lambda d: kernel_operator(GAUSSIAN, np.full((2, 2), np.nan)), NonFiniteError, "kernel_operator: x must be finite"),
         (lambda d: kernel_operator(GAUSSIAN, X, -1.0), ParameterError, "kernel_operator: ridge must be a finite number >= 0"),
     ],
 )

@@ -1,0 +1,137 @@
+"""Inverses and attention in JAX: the values of the core, and derivatives that are those of what was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax")
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+
+import softlinalg
+from softlinalg.errors import NonFiniteError, ParameterError, ShapeError
+from softlinalg.jax import pinv, ridge_inverse, soft_attention
+
+RNG = np.random.default_rng(0)
+TALL, TALLER = RNG.normal(size=(5, 3)), RNG.normal(size=(2, 5, 3))
+POOR = TALL[:, :2] @ RNG.normal(size=(2, 3))  # rank 2
+SPD = TALL.T @ TALL
+Q, V = RNG.normal(size=(2, 24, 4)), RNG.normal(size=(2, 24, 3))
+LANDMARKS = Q[:, ::6]
+HIDDEN = np.arange(24) >= 20
+
+
+@pytest.fixture(autouse=True)
+def _wide() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("a", [TALL, POOR], ids=["full rank", "deficient"])
+def test_pinv_has_the_gradient_of_its_formula(a: np.ndarray) -> None:
+    weights = RNG.normal(size=(3, 5))
+    value, gradient = jax.value_and_grad(lambda a: jnp.sum(pinv(a) * weights))(jnp.asarray(a))
+    expected = np.linalg.pinv(a, rtol=1e-12)
+    scale = np.linalg.norm(expected, 2)
+    np.testing.assert_allclose(value, np.sum(expected * weights), atol=1e3 * 2.0**-52 * scale)
+    np.testing.assert_allclose(gradient, softlinalg.pinv_vjp(a, expected, weights), atol=1e4 * 2.0**-52 * scale**2)
+
+
+def test_forward_and_reverse_modes_agree_with_differences() -> None:
+    check_grads(pinv, (jnp.asarray(TALL),), order=1, modes=("fwd", "rev"))
+    check_grads(lambda a, ridge: ridge_inverse((a + a.mT) / 2, ridge), (jnp.asarray(SPD), 0.3), order=2, modes=("fwd", "rev"))
+
+
+def test_the_gradient_of_a_ridge_inverse_is_hermitian() -> None:
+    weights = jnp.asarray(RNG.normal(size=(3, 3)))
+    gradient = jax.grad(lambda a: jnp.sum(ridge_inverse(a, 0.5) * weights))(jnp.asarray(SPD))
+    expected, by_ridge = softlinalg.ridge_inverse_vjp(softlinalg.ridge_inverse(SPD, 0.5), np.asarray(weights))
+    np.testing.assert_allclose(gradient, expected, atol=1e-12)
+    np.testing.assert_array_equal(gradient, gradient.mT)
+    slope = jax.grad(lambda ridge: jnp.sum(ridge_inverse(jnp.asarray(SPD), ridge) * weights))(0.5)
+    np.testing.assert_allclose(slope, by_ridge, rtol=1e-12)
+
+
+def test_jit_and_vmap_change_nothing() -> None:
+    together = jax.jit(jax.vmap(pinv))(jnp.asarray(TALLER))
+    np.testing.assert_allclose(together, softlinalg.pinv(TALLER), atol=1e-13)
+    ridges = jnp.asarray([0.1, 2.0])
+    batch = jnp.asarray(TALLER.swapaxes(1, 2) @ TALLER)
+    together = jax.jit(jax.vmap(ridge_inverse))(batch, ridges)
+    np.testing.assert_allclose(together, softlinalg.ridge_inverse(np.asarray(batch), np.asarray(ridges)), atol=1e-13)
+
+
+def test_what_cannot_be_certified_is_nan_in_compiled_code_and_an_error_outside() -> None:
+    singular = jnp.zeros((2, 2))
+    assert bool(jnp.all(jnp.isnan(jax.jit(ridge_inverse, static_argnums=1)(singular, 0.0))))
+    with pytest.raises(softlinalg.errors.ConvergenceError):
+        ridge_inverse(singular, 0.0)
+    with pytest.raises(NonFiniteError):
+        pinv(jnp.full((2, 2), jnp.nan))
+    with pytest.raises(ParameterError, match="ridge must be"):
+        ridge_inverse(singular, -1.0)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"inverse": "published", "steps": 6},
+    {"inverse": "published", "normalization": "published", "published_alpha": "batch"},
+    {"inverse": "exact", "normalization": "symmetric", "key_padding_mask": HIDDEN},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["certified", "published", "soft++", "symmetric, masked"])
+def test_attention_and_its_gradients_are_those_of_pytorch(settings: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    from softlinalg.torch import soft_attention as torch_attention
+
+    def given(convert: Any) -> dict[str, Any]:
+        return {name: convert(value) if isinstance(value, np.ndarray) else value for name, value in settings.items()}
+
+    def loss(q: Any, v: Any, landmarks: Any) -> Any:
+        return jnp.sum(jnp.sin(soft_attention(q, v, landmarks, **given(jnp.asarray))))
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*(jnp.asarray(a) for a in (Q, V, LANDMARKS)))
+    tensors = [torch.tensor(a[None], requires_grad=True) for a in (Q, V, LANDMARKS)]  # (batch, heads, tokens, features)
+    mask = given(torch.tensor)
+    if "key_padding_mask" in mask:
+        mask["key_padding_mask"] = mask["key_padding_mask"][None]
+    out = torch_attention(*tensors, **mask)
+    out.sin().sum().backward()
+    value = soft_attention(jnp.asarray(Q), jnp.asarray(V), jnp.asarray(LANDMARKS), **given(jnp.asarray))
+    np.testing.assert_allclose(value, out[0].detach().numpy(), atol=1e-9)
+    for found, tensor in zip(gradients, tensors, strict=True):
+        np.testing.assert_allclose(found, tensor.grad[0].numpy(), atol=1e-8)
+
+
+def test_attention_across_tokens_and_over_a_batch() -> None:
+    k = RNG.normal(size=(2, 7, 4))
+    across = jax.vmap(lambda q, v, landmarks, k: soft_attention(q, v, landmarks, k=k))
+    found = across(jnp.asarray(Q), jnp.asarray(V[:, :7]), jnp.asarray(LANDMARKS), jnp.asarray(k))
+    np.testing.assert_allclose(found, softlinalg.soft_attention(Q, V[:, :7], LANDMARKS, k=k), atol=1e-10)
+    with pytest.raises(ShapeError, match="v must have one row per key"):
+        soft_attention(jnp.asarray(Q), jnp.asarray(V[:, :7]), jnp.asarray(LANDMARKS))
+
+
+def test_newton_pinv_needs_no_wrapper() -> None:
+    a = jnp.asarray(TALL)
+    gradient = jax.grad(lambda a: jnp.sum(softlinalg.newton_pinv(a, steps=3).value ** 2))(a)
+    step = 1e-6 * RNG.normal(size=a.shape)
+    ahead, behind = (jnp.sum(softlinalg.newton_pinv(a + sign * step, steps=3).value ** 2) for sign in (1, -1))
+    np.testing.assert_allclose(jnp.sum(gradient * step), (ahead - behind) / 2, rtol=1e-6)
+
+
+def test_examples_of_the_how_to_run() -> None:
+    import doctest
+
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "jax.md"
+    with jax.enable_x64(False):  # as for a new user
+        results = doctest.testfile(str(page), module_relative=False)
+    assert results.attempted > 5
+    assert results.failed == 0
