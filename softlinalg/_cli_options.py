@@ -56,12 +56,14 @@ class _Parser(argparse.ArgumentParser):
         raise CommandError(text)
 
 
-def make_parser(run_approximate: Any, run_demo: Any, run_fit: Any, run_predict: Any, run_check: Any) -> argparse.ArgumentParser:
+def make_parser(
+    run_approximate: Any, run_demo: Any, run_fit: Any, run_predict: Any, run_check: Any, run_doctor: Any
+) -> argparse.ArgumentParser:
     """The options of the command and of its subcommands.
 
     Parameters
     ----------
-    run_approximate, run_demo, run_fit, run_predict, run_check : callable
+    run_approximate, run_demo, run_fit, run_predict, run_check, run_doctor : callable
         What the parsed options are handed to, as their attribute `run`.
 
     Returns
@@ -81,6 +83,7 @@ def make_parser(run_approximate: Any, run_demo: Any, run_fit: Any, run_predict: 
     _add_predict(commands, run_predict)
     _add_demo(commands, run_demo)
     _add_check(commands, run_check)
+    _add_doctor(commands, run_doctor)
     return parser
 
 
@@ -309,6 +312,22 @@ def _add_check(commands: Any, run: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page in one file")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table: the status says it")
+    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
+    parser.set_defaults(run=run)
+
+
+def _add_doctor(commands: Any, run: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        usage="softlinalg doctor [--json]",
+        help="show versions, array libraries, devices, threads and known problems",
+        description=(
+            "What is installed and what it runs on, with a remedy for what is known to go wrong. Each array library is\n"
+            "imported in a process of its own and computes something small. The status is 0 unless something is broken, then 1."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for a bug report")
     parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
     parser.set_defaults(run=run)
 

@@ -44,7 +44,17 @@ TOLERANCE = {"float64": 1e-8, "float32": 1e-4}
 
 
 class KernelRidgeSolution(NamedTuple):
-    """What `solve_kernel_ridge` returns; with shape () in place of (k,) where `y` is a vector."""
+    """What `solve_kernel_ridge` returns; with shape () in place of (k,) where `y` is a vector.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> solution = softlinalg.solve_kernel_ridge(x, x[:, 0], softlinalg.Gaussian(1.0), 0.1, rng=0)
+    >>> solution.value.shape, bool(solution.converged), bool(solution.residual < 1e-6)
+    ((200,), True, True)
+    """
 
     value: Array
     """w, of the shape of `y`: predictions are k(x_new, x) @ w."""

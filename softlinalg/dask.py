@@ -52,6 +52,16 @@ class DaskNystrom:
         On the client: eigenvalues, errors, `features` of new rows in memory, `save`. Without the data, so without products.
     sums : RidgeSums
         Centered sums of features and targets.
+
+    Examples
+    --------
+    >>> import dask.array, numpy as np, softlinalg.dask
+    >>> from distributed import Client
+    >>> x = dask.array.random.default_rng(0).normal(size=(2000, 2), chunks=(1000, 2))
+    >>> with Client(processes=False, dashboard_address=":0") as client:
+    ...     result = softlinalg.dask.nystrom(x, softlinalg.Gaussian(1.5), rank=20, rng=0)
+    ...     print(result.features(x).shape, result.decomposition.rank)
+    (2000, 20) 20
     """
 
     decomposition: NystromDecomposition
@@ -194,6 +204,19 @@ def open_npy(path: str | os.PathLike[str], *, chunk_size: int = 65_536) -> Any:
     ------
     InputError, ShapeError, DTypeError, FileNotFoundError
         As in `softlinalg.open_rows`.
+
+    Examples
+    --------
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from softlinalg.dask import open_npy
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = pathlib.Path(folder.name) / "rows.npy"
+    >>> np.save(path, np.zeros((1000, 3)))
+    >>> open_npy(path, chunk_size=400).chunks
+    ((400, 400, 200), (3,))
+    >>> folder.cleanup()
     """
     func = "softlinalg.dask.open_npy"
     step = optional_count(chunk_size, func=func, name="chunk_size") or 1

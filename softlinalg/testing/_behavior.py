@@ -122,6 +122,18 @@ def assert_batch_independent(
     Raises
     ------
     AccuracyError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import AccuracyError, assert_batch_independent
+    >>> batch = np.stack([np.eye(2), 3 * np.eye(2)])
+    >>> assert_batch_independent(np.linalg.inv, batch, poison=False)
+    >>> try:
+    ...     assert_batch_independent(lambda a: a / a.max(), batch, poison=False)
+    ... except AccuracyError as error:
+    ...     print("a matrix feels its batch mates")
+    a matrix feels its batch mates
     """
     arrays, case = _inputs(batch)
     subject = f"batch of {name_of(f)}"
@@ -192,6 +204,13 @@ def assert_backend_parity(
     ------
     AccuracyError
         Numbers differ, or the library, the device or the data type of a result is not that of the input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_backend_parity
+    >>> from softlinalg import gaussian_kernel
+    >>> assert_backend_parity(gaussian_kernel, np.eye(3), namespaces=("numpy",))     # by default also PyTorch, JAX and the strict library
     """
     arrays, case = _inputs(inputs)
     subject = f"parity of {name_of(f)}"
@@ -257,6 +276,12 @@ def assert_layout_invariant(
     Raises
     ------
     AccuracyError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_layout_invariant, build_matrix
+    >>> assert_layout_invariant(np.linalg.pinv, build_matrix(shape=(4, 3)))
     """
     arrays, case = _inputs(inputs)
     subject = f"layout of {name_of(f)}"
@@ -302,6 +327,14 @@ def assert_input_unchanged(f: Callable[..., Any], *inputs: Any, **settings: Any)
     Raises
     ------
     AccuracyError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_input_unchanged
+    >>> assert_input_unchanged(np.linalg.inv, 2 * np.eye(2))
+    array([[0.5, 0. ],
+           [0. , 0.5]])
     """
     arrays = [x.A if isinstance(x, Case) else x for x in inputs]
     case = next((x for x in inputs if isinstance(x, Case)), None)
@@ -337,6 +370,13 @@ def assert_errors_documented(
     ------
     AccuracyError
         Naming every input that was accepted or raised something else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_errors_documented
+    >>> import softlinalg
+    >>> assert_errors_documented(softlinalg.pinv, [np.ones(3), np.asarray([[np.nan]])])
     """
     single = hasattr(bad_inputs, "reason") or not isinstance(bad_inputs, Iterable)
     problems: list[str] = []
@@ -393,6 +433,14 @@ def assert_no_worse_than(
     ------
     AccuracyError
         With `ratio` the error of `f` over what is allowed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_no_worse_than, build_matrix
+    >>> import softlinalg
+    >>> case = build_matrix(shape=(6, 4), cond=1e3)
+    >>> assert_no_worse_than(softlinalg.pinv, np.linalg.pinv, case, oracle=case.pinv)
     """
     arrays, case = _inputs(inputs)
     subject = f"{name_of(f)} against {name_of(reference)}"

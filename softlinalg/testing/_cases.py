@@ -73,6 +73,18 @@ class Case:
         The rank is exact for the numbers of `A` as they are, without a tolerance.
     gap : bool
         s_rank > 4 rtol s_1 and what rounding left below is under rtol s_1 / 4, for rtol = max(m, n) u: the rank is beyond dispute.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_matrix
+    >>> case = build_matrix(shape=(4, 3), rank=2, cond=10, seed=1)
+    >>> case
+    softlinalg.testing.build_matrix(shape=(4, 3), rank=2, cond=10, seed=1)
+    >>> case.desc, case.rank
+    ('4x3 rank 2, geometric spectrum, condition 1e1, float64', 2)
+    >>> bool(np.allclose(case.pinv, np.linalg.pinv(case.A)))
+    True
     """
 
     A: Array
@@ -315,6 +327,14 @@ def build_matrix(
     ------
     ParameterError
         Settings that contradict each other or that the data type cannot hold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_matrix
+    >>> case = build_matrix(shape=(4, 3), cond=100.0)
+    >>> round(float(np.linalg.cond(case.A)), 6)
+    100.0
     """
     name = _layouts.namespace_name(xp)
     code = call_line(
@@ -447,6 +467,15 @@ def build_graded(
     -------
     Case
         With measured singular values; `rank` is their number above max(m, n) u s_1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_graded
+    >>> case = build_graded(shape=(4, 4), sides="rows")
+    >>> sizes = np.linalg.norm(case.A, axis=1)
+    >>> bool(sizes[0] > 100 * sizes[-1])
+    True
     """
     code = call_line(
         "build_graded", _DEFAULTS | {"step": 3.0, "sides": "both"}, shape=shape, step=step, sides=sides, dtype=dtype, layout=layout,

@@ -28,6 +28,16 @@ class AccuracyError(AssertionError):
         Largest ratio allowed.
     case : object
         The case, with `code`, the line that builds it again; or None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import AccuracyError, assert_pinv, build_matrix
+    >>> try:
+    ...     assert_pinv(np.zeros((2, 3)), build_matrix(shape=(3, 2)))
+    ... except AccuracyError as error:
+    ...     print(error.property)
+    XAX = X
     """
 
     def __init__(self, message: str, *, property: str, ratio: float, threshold: float = THRESHOLD, case: Any = None) -> None:  # noqa: A002

@@ -93,6 +93,12 @@ def assert_gradient(
     ----------
     .. [1] Squire & Trapp, Using complex variables to estimate derivatives of real functions (1998).
     .. [2] Fornberg, Generation of finite difference formulas on arbitrarily spaced grids (1988).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_gradient
+    >>> assert_gradient(np.sin, np.asarray([0.3, 1.0]), vjp=lambda x, g: g * np.cos(x))
     """
     points: list[Any] = list(x) if isinstance(x, list | tuple) else [x]
     subject = f"gradient of {name_of(f)}"

@@ -140,6 +140,13 @@ def apply_layout(array: Array, layout: str) -> Array:
     """The same numbers in another memory layout (see `LAYOUTS`); the result shares no memory with `array`, unless "C" asks for nothing.
 
     "broadcast" repeats the first member of the first axis of an array with three axes or more.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import strategies
+    >>> strategies.apply_layout(np.ones((3, 2)), "F").flags.f_contiguous
+    True
     """
     if layout == "C":
         return array

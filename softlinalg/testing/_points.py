@@ -40,6 +40,13 @@ class PointCase:
         One of `POINT_KINDS`.
     dtype, desc, code : str
         As in `Case`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_points
+    >>> build_points(shape=(5, 2), kind="grid", seed=3)
+    softlinalg.testing.build_points(shape=(5, 2), kind='grid', seed=3)
     """
 
     x: Array
@@ -94,6 +101,13 @@ class AttentionCase:
         d^(1/4).
     dtype, desc, code : str
         As in `Case`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_attention
+    >>> build_attention(tokens=12, features=4, landmarks=5, seed=3)
+    softlinalg.testing.build_attention(tokens=12, features=4, landmarks=5, seed=3)
     """
 
     q: Array
@@ -171,6 +185,14 @@ def build_points(
         A real floating type.
     batch, layout, xp, device, seed
         As in `build_matrix`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_points
+    >>> case = build_points(shape=(5, 2), kind="duplicated")
+    >>> case.x.shape, len(np.unique(case.x, axis=0)) < 5
+    ((5, 2), True)
     """
     name = _layouts.namespace_name(xp)
     code = call_line(
@@ -228,6 +250,14 @@ def build_gram(
     Case
         Positive semi-definite up to n u / 2; singular values and rank measured; `gap` says whether the rank is beyond dispute, which for
         such matrices it often is not. `extra["points"]` holds the points in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_gram
+    >>> case = build_gram(shape=(5, 2), length_scale=0.5)
+    >>> bool(np.all(np.diagonal(case.A) == 1.0)), bool(np.all(case.A == case.A.T))
+    (True, True)
     """
     name = _layouts.namespace_name(xp)
     code = call_line(
@@ -274,6 +304,14 @@ def build_attention(
         How many of the last keys a mask hides; fewer than there are.
     dtype, layout, xp, device, seed
         As in `build_points`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_attention
+    >>> case = build_attention(tokens=12, features=4, landmarks=5, heads=(2,))
+    >>> case.q.shape, case.landmarks.shape
+    ((2, 12, 4), (2, 5, 4))
     """
     name = _layouts.namespace_name(xp)
     code = call_line(

@@ -87,6 +87,14 @@ class Report:
         Of Python and of the libraries concerned.
     groups : mapping of str to (int, int)
         Failed and all cases, by group of inputs ("full rank", "deficient", "gallery", ...).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import suites
+    >>> report = suites.pinv(np.linalg.pinv, dtype="float64", profile="smoke", cases=5)
+    >>> report.kind, report.dtype
+    ('pinv', 'float64')
     """
 
     target: str

@@ -28,7 +28,15 @@ LENGTHS = (1.0, 4.0, 0.25, 30.0)
 
 
 class Linear:
-    """k(x, y) = x . y: a kernel that softlinalg does not know, with values of any size."""
+    """k(x, y) = x . y: a kernel that softlinalg does not know, with values of any size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing.suites import Linear
+    >>> Linear()(np.asarray([[1.0, 2.0]]), np.asarray([[3.0, 4.0]]))
+    array([[11.]])
+    """
 
     name = "linear"
 
@@ -44,7 +52,16 @@ class Linear:
 
 @dataclass(frozen=True)
 class Scaled:
-    """2**power times another kernel."""
+    """2**power times another kernel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import softlinalg
+    >>> from softlinalg.testing.suites import Scaled
+    >>> Scaled(softlinalg.Gaussian(1.0), 3)(np.zeros((1, 1)), np.zeros((1, 1)))
+    array([[8.]])
+    """
 
     kernel: Any
     power: int

@@ -96,6 +96,13 @@ def assert_pinv(
     ------
     AccuracyError
         A condition is broken, the shape is wrong, there is NaN or infinity, or the function raised.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_pinv, build_matrix
+    >>> assert_pinv(np.linalg.pinv, build_matrix(shape=(6, 4), cond=1e6))
+    >>> assert_pinv(np.linalg.pinv(np.eye(3)), np.eye(3))                  # a result, and the matrix
     """
     case = _as_case("assert_pinv", case)
     x = call(f"pinv {name_of(f)}", f, case.A, case=case) if callable(f) else f
@@ -133,7 +140,14 @@ def _host_or_none(x: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None
 
 
 def assert_inverse(f: Callable[[Array], Array] | Array, case: Case | Array, *, threshold: float = THRESHOLD) -> None:
-    """An inverse: B X = I = X B and X = B^-1, for B = A. See `assert_ridge_inverse`."""
+    """An inverse: B X = I = X B and X = B^-1, for B = A. See `assert_ridge_inverse`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_inverse, build_matrix
+    >>> assert_inverse(np.linalg.inv, build_matrix(shape=(5, 5), cond=1e6))
+    """
     _assert_inverse("inverse", f, case, 0.0, threshold)
 
 
@@ -152,6 +166,12 @@ def assert_ridge_inverse(f: Callable[[Array], Array] | Array, case: Case | Array
     Raises
     ------
     AccuracyError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_ridge_inverse, build_gram
+    >>> assert_ridge_inverse(lambda a: np.linalg.inv(a + 0.01 * np.eye(6)), build_gram(shape=(6, 2)), 0.01)
     """
     _assert_inverse("ridge inverse", f, case, ridge, threshold)
 
@@ -217,6 +237,17 @@ def assert_psd(K: Array, *, kappa: float = 1.0, threshold: float = THRESHOLD, ca
         Of |K - K^H| / (4 u kappa |K|) and -lambda_min / (n u kappa |K|).
     case : object, optional
         With `desc` and `code`, for the message.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import AccuracyError, assert_psd
+    >>> assert_psd(np.ones((3, 3)))
+    >>> try:
+    ...     assert_psd(np.diag([1.0, -0.1]))
+    ... except AccuracyError as error:
+    ...     print(error.property)
+    psd
     """
     found = ratios.psd(K, kappa=kappa)
     host = np.asarray(_arrays.to_numpy(K))
@@ -261,6 +292,13 @@ def assert_kernel_matrix(
     ------
     AccuracyError
         See `softlinalg.testing.ratios.kernel` for the laws and their units.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_kernel_matrix, build_points
+    >>> from softlinalg import gaussian_kernel
+    >>> assert_kernel_matrix(lambda x: gaussian_kernel(x, length_scale=2.0), build_points(shape=(7, 3)), length_scale=2.0)
     """
     case = points if isinstance(points, PointCase) else None
     x = points.x if isinstance(points, PointCase) else points
@@ -306,6 +344,15 @@ def assert_low_rank_error(
         The matrix is positive semi-definite and the approximation must lie between 0 and A in the Loewner order.
     threshold : float, default 30
         Of the excess over D u |A| (times sqrt(D) in the Frobenius norm, D in the nuclear norm).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_low_rank_error, build_matrix
+    >>> def truncated(a):
+    ...     u, s, vh = np.linalg.svd(a, full_matrices=False)
+    ...     return (u[:, :2] * s[:2]) @ vh[:2]
+    >>> assert_low_rank_error(truncated, build_matrix(shape=(6, 5)), rank=2)
     """
     case = _as_case("assert_low_rank_error", case)
     subject = f"low rank {name_of(f)}"
@@ -341,6 +388,15 @@ def assert_nystrom(
     ------
     AccuracyError
         Laws of `softlinalg.testing.ratios.nystrom`, and "trace": tr(K - K_hat) is above that of C W_cut^+ C^T by n units.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_nystrom
+    >>> import softlinalg
+    >>> x = np.random.default_rng(0).normal(size=(30, 2))
+    >>> factor = softlinalg.nystrom(x, softlinalg.Gaussian(1.0), landmarks=x[:5]).features()
+    >>> assert_nystrom(factor @ factor.T, x, x[:5], length_scale=1.0)
     """
     case = points if isinstance(points, PointCase) else None
     x = points.x if isinstance(points, PointCase) else points
@@ -391,6 +447,14 @@ def assert_attention_matches(
     threshold : float, default 30
         Of `softlinalg.testing.ratios.attention`: rounding, times the condition of W + ridge I for "soft", beside twice the error of a
         plain computation in the same precision. Rows of absent queries are not compared.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import assert_attention_matches, build_attention
+    >>> import softlinalg
+    >>> case = build_attention(tokens=12, features=4, landmarks=5, dtype="float64")
+    >>> assert_attention_matches(lambda q, v, landmarks: softlinalg.soft_attention(q, v, landmarks), case, kind="soft")
     """
     subject = f"attention {name_of(f)}"
     settings: dict[str, Any] = {} if case.key_padding_mask is None else {"key_padding_mask": case.key_padding_mask}

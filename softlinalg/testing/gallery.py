@@ -42,6 +42,13 @@ class GalleryMatrix:
     name : str
     params : dict
         Its parameters; `get` with them gives the same matrix.
+
+    Examples
+    --------
+    >>> from softlinalg.testing import gallery
+    >>> matrix = gallery.get("hilbert", n=3)
+    >>> matrix.name, matrix.case().rank
+    ('hilbert', 3)
     """
 
     name: str
@@ -171,7 +178,14 @@ def _to_float64(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def names() -> list[str]:
-    """Names of all matrices of the gallery."""
+    """Names of all matrices of the gallery.
+
+    Examples
+    --------
+    >>> from softlinalg.testing import gallery
+    >>> "hilbert" in gallery.names()
+    True
+    """
     return sorted(REGISTRY)
 
 
@@ -189,6 +203,12 @@ def get(name: str, **params: Any) -> GalleryMatrix:
     ------
     ParameterError
         An unknown name or parameter.
+
+    Examples
+    --------
+    >>> from softlinalg.testing import gallery
+    >>> gallery.get("hilbert", n=4).case().A.shape
+    (4, 4)
     """
     if name not in REGISTRY:
         message = f"gallery.get: name must be one of gallery.names(); got {str(name)[:40]!r}. The first is {names()[0]!r}."
@@ -223,6 +243,12 @@ def cases(*, dtype: str = "float64", only_gap: bool = False, xp: Any = "numpy") 
     only_gap : bool, default False
         Leave out those whose numerical rank is a matter of taste in this type.
     xp : str or namespace
+
+    Examples
+    --------
+    >>> from softlinalg.testing import gallery
+    >>> len(list(gallery.cases(dtype="float32"))) > 10
+    True
     """
     for name in names():
         for params in _SIZES.get(name, [{}]):

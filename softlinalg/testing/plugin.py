@@ -85,6 +85,15 @@ def conforms(
     -------
     callable
         The decorator. The test may ask for fixtures; its name, marks and place stay.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import conforms
+    >>> @conforms("pinv", dtypes=("float64",))
+    ... def test_scipy():                                                  # pytest finds it, and runs the suite on what it returns
+    ...     import scipy.linalg
+    ...     return scipy.linalg.pinv
     """
 
     def decorate(test: Callable[..., Any]) -> Callable[..., None]:

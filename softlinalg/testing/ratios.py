@@ -33,7 +33,14 @@ _LONG = 64
 
 
 def worst(ratios: dict[str, float]) -> tuple[str, float]:
-    """Name and ratio of the law that is met least well; ("", 0.0) for none."""
+    """Name and ratio of the law that is met least well; ("", 0.0) for none.
+
+    Examples
+    --------
+    >>> from softlinalg.testing import ratios
+    >>> ratios.worst({"penrose-1": 0.2, "penrose-2": 4.0})
+    ('penrose-2', 4.0)
+    """
     return max(ratios.items(), key=lambda item: item[1], default=("", 0.0))
 
 
@@ -68,6 +75,15 @@ def penrose(A: Array, X: Array, case: Case | None = None, *, grade: str = "S", k
     References
     ----------
     .. [1] Anderson et al., LAPACK Users' Guide (1999), section on test ratios; Penrose (1955).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_matrix, ratios
+    >>> case = build_matrix(shape=(5, 3), cond=1e4)
+    >>> found = ratios.penrose(case.A, np.linalg.pinv(case.A), case)
+    >>> max(found.values()) < ratios.THRESHOLD
+    True
     """
     names = ("AXA = A", "XAX = X", "AX Hermitian", "XA Hermitian")
     a, x = _host(A), _host(X)
@@ -119,6 +135,15 @@ def forward(A: Array, X: Array, case: Case) -> dict[str, float]:
         "X = A^+": |X - A^+| / (u D kappa |A^+|), the largest over the batch. The truth is exact to 1e-3 of a unit or better, see
         `Case.pinv`; where the rank is exact only up to rounding (`case.exact` is false and rank < min(m, n)) it is the pseudo-inverse
         of the nearest matrix of that rank.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import build_matrix, ratios
+    >>> case = build_matrix(shape=(5, 3), cond=1e4)
+    >>> found = ratios.forward(case.A, np.linalg.pinv(case.A), case)
+    >>> max(found.values()) < ratios.THRESHOLD
+    True
     """
     name = "X = A^+"
     x, truth = _host(X), case.pinv
@@ -165,6 +190,15 @@ def kernel(K: Array, x: Array, y: Array | None = None, *, length_scale: float | 
     -----
     "values" is an absolute error of d u plus a relative one of (d + t) u: what centered distances by one matrix product keep for points
     within a few length scales. Kernel values below the normal range may be zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import ratios
+    >>> from softlinalg import gaussian_kernel
+    >>> x = np.random.default_rng(0).normal(size=(6, 2))
+    >>> max(ratios.kernel(gaussian_kernel(x), x).values()) < ratios.THRESHOLD
+    True
     """
     k, a = _host(K), _host(x).astype(np.float64)
     b = a if y is None else _host(y).astype(np.float64)
@@ -243,6 +277,14 @@ def nystrom(
     dict
         In units of n u kappa |K| + cut |K|: "symmetric": |K_hat - K_hat^T|; "K_hat >= 0": -lambda_min(K_hat); "K_hat <= K":
         -lambda_min(K - K_hat); "diagonal": max(diag K_hat - diag K); "rank": the singular value after the last one allowed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import ratios
+    >>> k = np.ones((3, 3))
+    >>> max(ratios.nystrom(k, k, rank=1).values()) < ratios.THRESHOLD
+    True
     """
     names = ["symmetric", "K_hat >= 0", "K_hat <= K", "diagonal", *(["rank"] if rank is not None else [])]
     k, approximation = _host(K).astype(np.float64), _host(K_hat)
@@ -288,6 +330,14 @@ def low_rank(
     dict
         In units of D u |A| (times sqrt(D) in the Frobenius norm, D in the nuclear): "error": |A - A_hat| - factor x the best, where that is
         positive; "rank": singular value k + 1 of `A_hat`; with `psd` also "A_hat >= 0" and "A_hat <= A".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import ratios
+    >>> a = np.diag([3.0, 2.0, 1.0])
+    >>> max(ratios.low_rank(a, np.diag([3.0, 2.0, 0.0]), rank=2).values()) < ratios.THRESHOLD
+    True
     """
     names = ["error", "rank", *(["A_hat >= 0", "A_hat <= A"] if psd else [])]
     a, approximation = _host(A), _host(A_hat)
@@ -338,6 +388,14 @@ def attention(
     -------
     dict
         "output": max |out - expected| / (u terms kappa max |expected| + factor max |reference - expected| / 30).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import ratios
+    >>> expected = np.ones((4, 2))
+    >>> max(ratios.attention(expected, expected).values())
+    0.0
     """
     got, truth = _host(out), _host(expected).astype(np.float64)
     if got.shape != truth.shape or not _finite(got):

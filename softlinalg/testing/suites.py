@@ -98,6 +98,14 @@ def pinv(
     Matrices have prescribed singular values (six kinds of spectra), ranks from zero to full, conditions from one to the largest of the
     grade, and scales up to 2**60 (2**400 in double precision). A failure is made simpler as long as it fails. The same call gives the
     same cases. Laws that call the function again are measured on a part of the cases.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import suites
+    >>> import scipy.linalg
+    >>> suites.pinv(scipy.linalg.pinv, batched=False, profile="smoke", cases=5).kind
+    'pinv'
     """
     subject = Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype, grade=grade)
     count, large = _count("pinv", profile, cases), profile == "deep"
@@ -122,7 +130,7 @@ def kernel(
     target: str | None = None,
     progress: bool = False,
 ) -> Report:
-    r"""A function f(x, y=None, *, length_scale) -> array against the laws of the Gaussian kernel exp(-|x - y|^2 / (2 l^2)).
+    r"""A function `f(x, y=None, *, length_scale) -> array` against the laws of the Gaussian kernel exp(-|x - y|^2 / (2 l^2)).
 
     Parameters
     ----------
@@ -148,6 +156,14 @@ def kernel(
     ------
     ParameterError
         As in `pinv`; a complex data type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import suites
+    >>> from softlinalg import gaussian_kernel
+    >>> suites.kernel(gaussian_kernel, profile="smoke", cases=5).passed
+    True
     """
     subject = _real(Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype, grade=grade))
     drawn = _suite_kernel.points(_count("kernel", profile, cases), dtype=dtype, large=profile == "deep")
@@ -165,7 +181,7 @@ def nystrom(
     target: str | None = None,
     progress: bool = False,
 ) -> Report:
-    r"""A function f(x, kernel, *, landmarks) against the laws of the Nystrom approximation k(x, L) k(L, L)^+ k(L, x).
+    r"""A function `f(x, kernel, *, landmarks)` against the laws of the Nystrom approximation k(x, L) k(L, L)^+ k(L, x).
 
     Parameters
     ----------
@@ -190,6 +206,16 @@ def nystrom(
     -----
     Errors of half of the digits are allowed, since most methods take the square root of a matrix that is singular to rounding: what
     fails has lost more than that.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import suites
+    >>> import softlinalg
+    >>> def factor(x, kernel, *, landmarks):
+    ...     return softlinalg.nystrom(x, kernel, landmarks=landmarks).features()
+    >>> suites.nystrom(factor, profile="smoke", cases=5).kind
+    'nystrom'
     """
     subject = _real(Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype))
     drawn = _suite_nystrom.low_rank_cases(_count("nystrom", profile, cases), dtype=dtype, large=profile == "deep")
@@ -232,6 +258,14 @@ def attention(
     ------
     ParameterError
         As in `pinv`; a complex data type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import suites
+    >>> import softlinalg
+    >>> suites.attention(softlinalg.soft_attention, profile="smoke", cases=5).passed
+    True
     """
     subject = _real(Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype))
     drawn = _suite_attention.attention_cases(_count("attention", profile, cases), dtype=dtype, large=profile == "deep")
@@ -261,6 +295,14 @@ def check(function: Callable[..., Any], kind: str, **settings: Any) -> Report:
     ------
     ParameterError
         An unknown kind, and what the suites raise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softlinalg.testing import suites
+    >>> report = suites.check(np.linalg.pinv, "pinv", dtype="float32", profile="smoke", cases=10)
+    >>> report.passed                                                      # the default cut-off of 1e-15 is below rounding
+    False
     """
     if kind not in _SUITES:
         message = f"check: kind must be one of {', '.join(KINDS)}; got {kind!r}. Choose one of these."

@@ -105,6 +105,7 @@ class SoftAttention(nn.Module):
     Examples
     --------
     >>> import torch
+    >>> from softlinalg.torch import SoftAttention
     >>> attention = SoftAttention(64, 2, sampler="conv", ratio=8, depthwise=9)
     >>> attention(torch.randn(1, 56 * 56, 64), (56, 56)).shape
     torch.Size([1, 3136, 64])
@@ -337,6 +338,7 @@ class SoftBlock(nn.Module):
     Examples
     --------
     >>> import torch
+    >>> from softlinalg.torch import SoftBlock
     >>> SoftBlock(64, 2, depthwise=5)(torch.randn(2, 14 * 14, 64), (14, 14)).shape
     torch.Size([2, 196, 64])
     """

@@ -144,6 +144,18 @@ def landmark_inverse(
     -----
     Differentiable twice, in reverse and forward mode; the gradient of the first two is -Y sym(G) Y, exact up to the certified
     error. Nothing of the iteration is kept for backward.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import landmark_inverse
+    >>> w = torch.eye(3, dtype=torch.float64, requires_grad=True)
+    >>> inverse = landmark_inverse(w, ridge=1.0)
+    >>> round(inverse.trace().item(), 6)
+    1.5
+    >>> inverse.trace().backward()
+    >>> round(w.grad[0, 0].item(), 6)                                      # the derivative of 1 / (w + 1) is -1/4
+    -0.25
     """
     func = "landmark_inverse"
     settings = _attention.inverse_settings(

@@ -169,6 +169,7 @@ class SoftBackbone(nn.Module):
     Examples
     --------
     >>> import torch
+    >>> from softlinalg.torch import soft_tiny
     >>> model = soft_tiny(num_classes=10).eval()
     >>> with torch.no_grad():
     ...     logits, maps = model(torch.zeros(1, 3, 64, 48)), model.features(torch.zeros(1, 3, 64, 48))
@@ -402,32 +403,92 @@ HUGE = _sizes(352, (1, 5, 49, 5))
 
 
 def soft_tiny(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT tiny: 13,069,056 parameters, 1.8 GMAC at 224. Options as in `SoftBackbone`."""
+    """SOFT tiny: 13,069,056 parameters, 1.8 GMAC at 224. Options as in `SoftBackbone`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_tiny
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_tiny()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    13069056
+    """
     return SoftBackbone(**TINY, **options)
 
 
 def soft_small(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT small of the paper: 24,110,092 parameters, 3.2 GMAC at 224. Options as in `SoftBackbone`."""
+    """SOFT small of the paper: 24,110,092 parameters, 3.2 GMAC at 224. Options as in `SoftBackbone`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_small
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_small()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    24110092
+    """
     return SoftBackbone(**SMALL, **options)
 
 
 def published_code_small(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """The small model as the published code has it: 38,858,462 parameters, 6.1 GMAC. Options as in `SoftBackbone`."""
+    """The small model as the published code has it: 38,858,462 parameters, 6.1 GMAC. Options as in `SoftBackbone`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import published_code_small
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = published_code_small()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    38858462
+    """
     return SoftBackbone(**CODE_SMALL, **options)
 
 
 def soft_medium(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT medium: 45,812,707 parameters, 7.0 GMAC at 224. Options as in `SoftBackbone`."""
+    """SOFT medium: 45,812,707 parameters, 7.0 GMAC at 224. Options as in `SoftBackbone`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_medium
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_medium()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    45812707
+    """
     return SoftBackbone(**MEDIUM, **options)
 
 
 def soft_large(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT large: 64,700,646 parameters, 10.7 GMAC at 224. Options as in `SoftBackbone`."""
+    """SOFT large: 64,700,646 parameters, 10.7 GMAC at 224. Options as in `SoftBackbone`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_large
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_large()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    64700646
+    """
     return SoftBackbone(**LARGE, **options)
 
 
 def soft_huge(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT huge: 87,108,273 parameters, 15.3 GMAC at 224. Options as in `SoftBackbone`."""
+    """SOFT huge: 87,108,273 parameters, 15.3 GMAC at 224. Options as in `SoftBackbone`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_huge
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_huge()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    87108273
+    """
     return SoftBackbone(**HUGE, **options)
 
 
@@ -437,25 +498,75 @@ def _normalized(sizes: _Sizes, options: BackboneOptions) -> SoftBackbone:
 
 
 def soft_norm_tiny(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT++ tiny: `soft_tiny` with normalization="published"."""
+    """SOFT++ tiny: `soft_tiny` with normalization="published".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_norm_tiny
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_norm_tiny()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    13069056
+    """
     return _normalized(TINY, options)
 
 
 def soft_norm_small(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT++ small: `soft_small` with normalization="published"."""
+    """SOFT++ small: `soft_small` with normalization="published".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_norm_small
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_norm_small()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    24110092
+    """
     return _normalized(SMALL, options)
 
 
 def soft_norm_medium(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT++ medium: `soft_medium` with normalization="published"."""
+    """SOFT++ medium: `soft_medium` with normalization="published".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_norm_medium
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_norm_medium()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    45812707
+    """
     return _normalized(MEDIUM, options)
 
 
 def soft_norm_large(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT++ large: `soft_large` with normalization="published"."""
+    """SOFT++ large: `soft_large` with normalization="published".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_norm_large
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_norm_large()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    64700646
+    """
     return _normalized(LARGE, options)
 
 
 def soft_norm_huge(**options: Unpack[BackboneOptions]) -> SoftBackbone:
-    """SOFT++ huge: `soft_huge` with normalization="published"."""
+    """SOFT++ huge: `soft_huge` with normalization="published".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import soft_norm_huge
+    >>> with torch.device("meta"):                 # shapes without memory; leave it out for a model to use
+    ...     model = soft_norm_huge()
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    87108273
+    """
     return _normalized(HUGE, options)

@@ -43,7 +43,16 @@ MAX_TENSORS = 20_000
 
 
 class LoadReport(NamedTuple):
-    """What became of each name, in the model and in the file."""
+    """What became of each name, in the model and in the file.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import load_published_weights
+    >>> report = load_published_weights(torch.nn.Linear(2, 2), torch.nn.Linear(3, 2).state_dict(), strict=False)
+    >>> report.mismatched
+    ('weight: (2, 3) for (2, 2)',)
+    """
 
     loaded: tuple[str, ...]
     """Copied into the model, resized ones included."""
@@ -118,6 +127,14 @@ def load_published_weights(
 
     Files of torch.save are read with weights_only=True, in which only tensors, plain containers and `argparse.Namespace` are
     accepted; a file with anything else is refused, and nothing in it has run.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import load_published_weights
+    >>> source = torch.nn.Linear(2, 2)
+    >>> load_published_weights(torch.nn.Linear(2, 2), {"state_dict": source.state_dict()}).loaded
+    ('weight', 'bias')
     """
     strict = flag(strict, func="load_published_weights", name="strict")
     if entry is not None and not isinstance(entry, str):
@@ -374,6 +391,19 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], *, metadata: Ma
     Notes
     -----
     `load_published_weights` reads the file and checks the digest; any other reader of safetensors does too, without the check.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import load_published_weights, save_weights
+    >>> import pathlib
+    >>> import tempfile
+    >>> model = torch.nn.Linear(2, 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "model.safetensors"
+    ...     save_weights(model, path)
+    ...     print(load_published_weights(torch.nn.Linear(2, 2), path).loaded)
+    ('weight', 'bias')
     """
     target = _path("save_weights", "path", path)
     if target.suffix.lower() != ".safetensors":

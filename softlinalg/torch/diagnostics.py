@@ -86,6 +86,16 @@ def diagnose(model: nn.Module) -> ModelDiagnostics:
     ------
     ParameterError
         If no module has landmarks from a last pass.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import SoftAttention, diagnose
+    >>> layer = SoftAttention(16, 2, landmarks=9)
+    >>> _ = layer(torch.randn(1, 64, 16), (8, 8))
+    >>> found = diagnose(layer)
+    >>> [bool(entry.error_bound.max() < 1e-9) for entry in found.values()]
+    [True]
     """
     modules = _modules(model, "diagnose")
     used = {name: module for name, module in modules.items() if module.attn._last_landmarks is not None}
@@ -157,6 +167,17 @@ def attention_map(model: nn.Module, image: Tensor, *, layer: str | int = 0, quer
         the matrix is an approximation. "similarity" (heads, landmarks): kernel of the query with each landmark. "places"
         (heads, landmarks, 2): row and column in the grid of each landmark, the middle of its cell, or the token most like it
         where landmarks have no cells. "query": row and column of the query; "grid"; "layer", its name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import SoftBackbone, attention_map
+    >>> _ = torch.manual_seed(0)
+    >>> model = SoftBackbone((16, 16, 16, 16), (1, 1, 1, 1), (1, 1, 1, 1), landmarks=9, sampler="pool").eval()
+    >>> image = torch.randn(3, 64, 64)
+    >>> found = attention_map(model, image)
+    >>> sorted(found)
+    ['attention', 'grid', 'layer', 'places', 'query', 'similarity']
     """
     modules = _modules(model, "attention_map")
     names = list(modules)
@@ -267,6 +288,17 @@ def plot_attention(
     Over the image lies the attention of the query (cross): from its smallest to its largest entry or, where entries are negative,
     blue for these and red for positive ones, with the image shining through the small ones. A circle is a landmark, the larger
     the more like the query. Every head has its own scale. Needs matplotlib.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import torch
+    >>> from softlinalg.torch import SoftBackbone, plot_attention
+    >>> _ = torch.manual_seed(0)
+    >>> model = SoftBackbone((16, 16, 16, 16), (1, 1, 1, 1), (1, 1, 1, 1), landmarks=9, sampler="pool").eval()
+    >>> image = torch.randn(3, 64, 64)
+    >>> axes = plot_attention(model, image)
     """
     import matplotlib.pyplot as plt
 

@@ -210,6 +210,15 @@ def gaussian_attention(
     -----
     O(n keys) time: for few tokens, below about 400 on a CPU, where it is quicker than landmarks and has no error. At most 64 MiB of K
     are held at a time, but all of it where a gradient is recorded.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import gaussian_attention
+    >>> _ = torch.manual_seed(0)
+    >>> q, v = torch.randn(1, 2, 100, 16), torch.randn(1, 2, 100, 8)      # batch, heads, tokens, features
+    >>> gaussian_attention(q, v).shape
+    torch.Size([1, 2, 100, 8])
     """
     func = "gaussian_attention"
     if not is_one_of(normalization, (None, "row", "symmetric")):
@@ -249,6 +258,17 @@ def softmax_as_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None 
     what Gaussian attention leaves out of softmax attention, the norms of the keys. O(n keys); to replace softmax attention in a
     trained model at linear cost see `clustered_softmax_attention`. The Nystrom approximation of this matrix, row-normalized, is not
     usable: on a sentence model 4 to 50 % of its row sums came out non-positive or far too small.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import softmax_as_gaussian
+    >>> _ = torch.manual_seed(0)
+    >>> q, v = torch.randn(1, 2, 100, 16), torch.randn(1, 2, 100, 8)      # batch, heads, tokens, features
+    >>> k = torch.randn(1, 2, 100, 16)
+    >>> exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    >>> bool((softmax_as_gaussian(q, k, v) - exact).abs().max() < 1e-5)
+    True
     """
     func = "softmax_as_gaussian"
     q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
@@ -304,6 +324,17 @@ def clustered_softmax_attention(
     it costs in accuracy depends on the model: measure it with `softmax_attention_error`. On a sentence model with 512 tokens "counts"
     kept embeddings at a cosine of 0.93 (128 groups) and 0.97 (256); the best matrix of rank 128 gives 0.985. The groups are
     constants to differentiation; means of keys and values are not.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import clustered_softmax_attention
+    >>> _ = torch.manual_seed(0)
+    >>> q, v = torch.randn(1, 2, 100, 16), torch.randn(1, 2, 100, 8)      # batch, heads, tokens, features
+    >>> k = torch.randn(1, 2, 5, 16).repeat_interleave(20, dim=2)          # five different keys: five groups are exact
+    >>> exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    >>> bool((clustered_softmax_attention(q, k, v, 5) - exact).abs().max() < 1e-5)
+    True
     """
     func = "clustered_softmax_attention"
     q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
@@ -367,6 +398,16 @@ def attention_error(
     O(rows keys) time beside `soft_attention`; the symmetric normalization needs the sums of all rows, O(n keys). Never an n x keys
     matrix. Queries at unit scale are far from each other in 32 dimensions: there neither landmarks nor anything else of their rank
     approximates full attention (errors near 0.8), and what is computed is an operator of its own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import attention_error
+    >>> _ = torch.manual_seed(0)
+    >>> q, v = torch.randn(1, 2, 100, 16), torch.randn(1, 2, 100, 8)      # batch, heads, tokens, features
+    >>> found = attention_error(q, v, q[..., ::10, :], rng=0)                # every tenth token as a landmark
+    >>> found.error.shape, bool((found.error > 0.5).all())                 # random tokens: no ten landmarks are enough
+    (torch.Size([1, 2]), True)
     """
     func = "attention_error"
     if is_one_of(normalization, ("published",)):
@@ -425,6 +466,17 @@ def softmax_attention_error(
     Returns
     -------
     AttentionError
+
+    Examples
+    --------
+    >>> import torch
+    >>> from softlinalg.torch import clustered_softmax_attention, softmax_attention_error
+    >>> _ = torch.manual_seed(0)
+    >>> q, v = torch.randn(1, 2, 100, 16), torch.randn(1, 2, 100, 8)      # batch, heads, tokens, features
+    >>> k = torch.randn(1, 2, 100, 16)
+    >>> out = clustered_softmax_attention(q, k, v, 20)
+    >>> softmax_attention_error(out, q, k, v, rng=0).error.shape
+    torch.Size([1, 2])
     """
     func = "softmax_attention_error"
     q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
