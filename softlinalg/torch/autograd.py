@@ -20,6 +20,7 @@ from softlinalg._newton_pinv import newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._pinv import ridge_inverse_jvp, ridge_inverse_vjp
 from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
+from softlinalg.torch import cpu_kernels
 from softlinalg.torch.inputs import checked_tensors
 
 __all__ = ["landmark_inverse"]
@@ -229,8 +230,12 @@ class _Attend(torch.autograd.Function):
         columns: Columns,
         scale: float,
     ) -> Tensor:
-        made = _attention_blocks.attend(q, k, v, hidden, x, columns)
-        columns.release()
+        ctx.kernels = cpu_kernels.kernels_for(q, k, v, landmarks, hidden)
+        if ctx.kernels is not None:
+            made = cpu_kernels.attend(ctx.kernels, q, k, v, x, columns, keep=True)
+        else:
+            made = _attention_blocks.attend(q, k, v, hidden, x, columns)
+            columns.release()
         key_features = None if k is None else made.key_features
         ctx.save_for_backward(q, k, v, landmarks, x, hidden, made.features, key_features, made.moment)
         ctx.columns, ctx.scale = columns, scale
@@ -243,8 +248,11 @@ class _Attend(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain(grad):  # a second derivative, or many gradients at once: the composite form
             return (*_differentiably(grad, ctx, (q, k, v, landmarks, x), hidden), None, None, None)
         saved = _attention_blocks.Forward(grad, features, features if k is None else key_features, moment)
-        found = _attention_blocks.attend_vjp(grad, q, k, v, hidden, x, ctx.columns, saved)
-        ctx.columns.release()
+        if ctx.kernels is not None:
+            found = cpu_kernels.attend_vjp(ctx.kernels, grad, q, k, v, x, ctx.columns, saved)
+        else:
+            found = _attention_blocks.attend_vjp(grad, q, k, v, hidden, x, ctx.columns, saved)
+            ctx.columns.release()
         return found.q, found.k, found.v, found.landmarks.to(landmarks.dtype), found.x.to(x.dtype), None, None, None
 
 
@@ -300,6 +308,9 @@ def attend(
 ) -> Tensor:
     """C X (E^T v) for plain tensors (b, h, ...) of one batch shape, `columns` those of the landmarks."""
     if not _records(q, k, v, landmarks, x):
+        kernels = cpu_kernels.kernels_for(q, k, v, landmarks, hidden)
+        if kernels is not None:
+            return cpu_kernels.attend(kernels, q, k, v, x, columns, keep=False).out  # type: ignore[no-any-return]
         made: Tensor = _attention_blocks.attend(q, k, v, hidden, x, columns).out
         return made
     out: Tensor = _Attend.apply(q, k, v, landmarks, x, hidden, columns, scale)  # type: ignore[no-untyped-call]
