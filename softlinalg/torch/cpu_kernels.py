@@ -74,7 +74,7 @@ class Kernels(NamedTuple):
 
     def lanes(self, dtype: torch.dtype) -> int:
         """Numbers in a vector."""
-        return self.vector_bytes // dtype.itemsize
+        return self.vector_bytes // int(dtype.itemsize)
 
 
 # ------------------------------------------------------------------------------------------------ compilation
@@ -166,7 +166,8 @@ def _check(kernels: Kernels) -> None:
             made = attend(kernels, q, None, v, x, columns, keep=True)
             pulled = attend_vjp(kernels, grad, q, None, v, x, columns, made)
             true = _attention_blocks.attend_vjp(grad, q, None, v, None, x, columns, expected)
-        for a, b in ((made.out, expected.out), (pulled.q, true.q), (pulled.v, true.v), (pulled.landmarks, true.landmarks), (pulled.x, true.x)):
+        ours, theirs = (made.out, pulled.q, pulled.v, pulled.landmarks, pulled.x), (expected.out, true.q, true.v, true.landmarks, true.x)
+        for a, b in zip(ours, theirs, strict=True):
             if not torch.allclose(a, b, rtol=0, atol=1e3 * torch.finfo(dtype).eps * float(b.abs().max())):
                 message = "the compiled code gives other results"
                 raise RuntimeError(message)
@@ -225,7 +226,7 @@ class _Job:
 
     def threads(self, rows: int) -> int:
         """Worth their start."""
-        return max(1, min(torch.get_num_threads(), self.members * rows * self.padded // _ENTRIES_PER_THREAD))
+        return max(1, min(int(torch.get_num_threads()), self.members * rows * self.padded // _ENTRIES_PER_THREAD))
 
     def run(self, count: int, task: Callable[[int, _Work], None]) -> None:
         """`task(i, work)` for i < count, each in a thread and with scratch memory of its own."""
@@ -293,7 +294,8 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
         for head in range(job.members):
             job.step(ctypes.addressof(work), _SCATTER, head, *_share(n, i, count), None)
 
-    job.run(1, lambda _, work: [job.step(ctypes.addressof(work), _JOIN, head, 0, 0, None) for head in range(job.members)] and None)
+    for head in range(job.members):
+        job.step(ctypes.addressof(job.work), _JOIN, head, 0, 0, None)
     job.run(count, rows)
     return Forward(out, features, key_features, moment)
 
