@@ -164,7 +164,7 @@ def _check(kernels: Kernels) -> None:
             columns = Columns(landmarks, 0.5, xp=xp)
             expected = _attention_blocks.attend(q, None, v, None, x, columns)
             made = attend(kernels, q, None, v, x, columns, keep=True)
-            pulled = attend_vjp(kernels, grad, q, None, v, x, columns, made)
+            pulled = attend_vjp(kernels, grad, q, None, v, None, x, columns, made)
             true = _attention_blocks.attend_vjp(grad, q, None, v, None, x, columns, expected)
         ours, theirs = (made.out, pulled.q, pulled.v, pulled.landmarks, pulled.x), (expected.out, true.q, true.v, true.landmarks, true.x)
         for a, b in zip(ours, theirs, strict=True):
@@ -226,7 +226,8 @@ class _Job:
 
     def threads(self, rows: int) -> int:
         """Worth their start."""
-        return max(1, min(int(torch.get_num_threads()), self.members * rows * self.padded // _ENTRIES_PER_THREAD))
+        worth: int = self.members * rows * self.padded // _ENTRIES_PER_THREAD
+        return max(1, min(torch.get_num_threads(), worth))
 
     def run(self, count: int, task: Callable[[int, _Work], None]) -> None:
         """`task(i, work)` for i < count, each in a thread and with scratch memory of its own."""
@@ -301,7 +302,7 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
 
 
 def attend_vjp(
-    kernels: Kernels, grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, columns: Columns, saved: Forward
+    kernels: Kernels, grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, hidden: None, x: Tensor, columns: Columns, saved: Forward
 ) -> Gradients:
     """`_attention_blocks.attend_vjp` from what `attend` kept."""
     b, h, m = columns.b, columns.h, columns.m
