@@ -1,4 +1,5 @@
-"""The command `softlinalg`: low-rank approximation of a kernel matrix from a file, regression on it, a demonstration, and tests of code.
+"""The command `softlinalg`: low-rank approximation of a kernel matrix from a file, regression on it, a demonstration, tests of
+code, and benchmarks.
 
 The topmost layer: it reads and shows, the core and the adapters compute. Everything heavy is imported once the options are
 understood; without pandas or matplotlib one line names the extra that brings them.
@@ -50,6 +51,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     _cli_fit.run_predict(arguments)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from softlinalg import _cli_bench
+
+    return _cli_bench.run(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -61,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0; 1 if `check` found a law that fails; 2 after an error, told in one line on stderr; 130 after Ctrl-C.
+        Exit status: 0; 1 if `check` found a law that fails, or `bench` a ratio that is worse; 2 after an error, told in one line on stderr;
+        130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given
@@ -71,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", SoftlinalgWarning)
             if not debug:
                 warnings.showwarning = _show_warning
-            arguments = make_parser(_approximate, _demo, _fit, _predict, _check).parse_args(given)
+            arguments = make_parser(_approximate, _demo, _fit, _predict, _check, _bench).parse_args(given)
             status = arguments.run(arguments)
             sys.stdout.flush()
             return int(status or 0)
