@@ -27,6 +27,7 @@ __all__ = [
     "attend_vjp",
     "feature_matrix",
     "feature_matrix_vjp",
+    "landmark_gradient",
     "landmark_matrix",
     "landmark_matrix_vjp",
     "lowest_exponent",
@@ -294,7 +295,7 @@ def attend_vjp(
     else:
         dq = _pull(q, [(grad, None)], xp.matrix_transpose(core), saved.features, None, columns, dw, None)
         dk = _pull(k, [(v, hidden)], xp.matrix_transpose(dmoment), saved.key_features, hidden, columns, dw, (dv, dmoment))
-    return Gradients(dq, dk, dv, _landmark_gradient(dw, columns), xp.reshape(dx, (b, h, m, m)))
+    return Gradients(dq, dk, dv, landmark_gradient(dw, columns), xp.reshape(dx, (b, h, m, m)))
 
 
 def _pull(
@@ -349,10 +350,10 @@ def _give_point_gradient(gradient: Array, weights: Array, left: Array, hidden: A
     give(gradient, moved, hidden, span, xp=columns.xp)
 
 
-def _landmark_gradient(dw: Array, columns: Columns) -> Array:
-    """(H^T z - colsum(H) w) / l^2, (b, h, m, d), from the sums H^T [z, ., 1]."""
+def landmark_gradient(dw: Array, columns: Columns) -> Array:
+    """(H^T z - colsum(H) w) / l^2, (b, h, m, d), from the sums H^T [z, ..., 1]."""
     xp, d = columns.xp, columns.d
-    moved = dw[..., :d] - dw[..., d + 1 :] * xp.astype(columns.w, dw.dtype, copy=False)
+    moved = dw[..., :d] - dw[..., -1:] * xp.astype(columns.w, dw.dtype, copy=False)
     return xp.reshape(moved * columns.precision, (columns.b, columns.h, columns.m, d))
 
 
@@ -409,4 +410,4 @@ def feature_matrix_vjp(grad: Array, points: Array, features: Array, columns: Col
         left = columns.fill(points, None, span)
         add_product(dw, weights, left, span, xp=xp)
         _give_point_gradient(gradient, weights, left, None, columns, span, d)
-    return gradient, _landmark_gradient(dw, columns)
+    return gradient, landmark_gradient(dw, columns)

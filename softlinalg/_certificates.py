@@ -24,12 +24,15 @@ from softlinalg import _arrays, _linalg
 from softlinalg._typing import Array, Namespace
 
 __all__ = [
+    "CholeskyEvidence",
     "InverseCertificate",
     "PinvCertificate",
     "certify_inverse",
     "certify_pinv",
+    "cholesky_evidence",
     "correct_inverse",
     "diagonal_shift",
+    "judge_cholesky",
     "upper_frobenius",
     "upper_spectral",
 ]
@@ -328,19 +331,38 @@ def certify_cholesky(b: Array, x: Array, *, xp: Namespace) -> InverseCertificate
     .. [1] N. J. Higham, Accuracy and Stability of Numerical Algorithms (2002), theorems 10.3 and 14.1 to 14.3.
     .. [2] J. J. Du Croz, N. J. Higham, Stability of methods for matrix inversion (1992).
     """
+    return judge_cholesky(cholesky_evidence(b, x, xp=xp), b.shape[-1], xp=xp)
+
+
+class CholeskyEvidence(NamedTuple):
+    """What `certify_cholesky` looks at, arrays of shape (...): so little that parts of a batch can be judged together, once."""
+
+    trace_b: Array
+    trace_x: Array
+    worst: Array
+    """The larger of |B X p - p| for two vectors p of ones and minus ones."""
+
+
+def cholesky_evidence(b: Array, x: Array, *, xp: Namespace) -> CholeskyEvidence:
+    """The traces of B and X, and the spot check: one pass over both."""
     m = b.shape[-1]
-    gamma = 8 * _gamma(m + 2, b.dtype)
-    trace_b, trace_x = _linalg.real_trace(b, xp=xp), _linalg.real_trace(x, xp=xp)
-    infinite = xp.full_like(trace_x, math.inf)
-    product = trace_b * trace_x
-    relative = gamma * (product + 2 * xp.sqrt(xp.where(product > 0, product, xp.zeros_like(product))) + m)
-    usable = (relative < 0.25) & (trace_x > 0)
-    relative = xp.where(usable, 2 * relative, infinite)  # twice: higher orders of what is below 1/4
     ones = xp.ones_like(b[..., :, :1])
     signs = xp.reshape(xp.astype(xp.arange(m, device=_arrays.device_of(b)) % 2 * 2 - 1, b.dtype), (m, 1))
     probes = xp.concat([ones, ones * signs], axis=-1)  # (..., m, 2)
     miss = b @ (x @ probes) - probes
     worst = xp.sqrt(xp.max(xp.sum(xp.abs(miss) ** 2, axis=-2), axis=-1))
+    return CholeskyEvidence(_linalg.real_trace(b, xp=xp), _linalg.real_trace(x, xp=xp), worst)
+
+
+def judge_cholesky(evidence: CholeskyEvidence, m: int, *, xp: Namespace) -> InverseCertificate:
+    """The certificate from the evidence; the formula stands in `certify_cholesky`."""
+    trace_b, trace_x, worst = evidence
+    gamma = 8 * _gamma(m + 2, trace_b.dtype)
+    infinite = xp.full_like(trace_x, math.inf)
+    product = trace_b * trace_x
+    relative = gamma * (product + 2 * xp.sqrt(xp.where(product > 0, product, xp.zeros_like(product))) + m)
+    usable = (relative < 0.25) & (trace_x > 0)
+    relative = xp.where(usable, 2 * relative, infinite)  # twice: higher orders of what is below 1/4
     kept = worst <= math.sqrt(m) * trace_b * trace_x * xp.where(usable, relative, xp.zeros_like(relative))
     relative = xp.where(kept, relative, infinite)
     return InverseCertificate(relative, relative * trace_x, trace_x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,14 +58,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser(
-    run_approximate: Any, run_demo: Any, run_fit: Any, run_predict: Any, run_check: Any, run_doctor: Any
+    runs: Mapping[str, Callable[[argparse.Namespace], int | None]],
 ) -> argparse.ArgumentParser:
     """The options of the command and of its subcommands.
 
     Parameters
     ----------
-    run_approximate, run_demo, run_fit, run_predict, run_check, run_doctor : callable
-        What the parsed options are handed to, as their attribute `run`.
+    runs : mapping of names to callables
+        Each command's function; the parsed options carry it as their attribute `run`.
 
     Returns
     -------
@@ -78,12 +79,13 @@ def make_parser(
     )
     parser.add_argument("--version", action="version", version=f"softlinalg {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    _add_approximate(commands, run_approximate)
-    _add_fit(commands, run_fit)
-    _add_predict(commands, run_predict)
-    _add_demo(commands, run_demo)
-    _add_check(commands, run_check)
-    _add_doctor(commands, run_doctor)
+    _add_approximate(commands, runs["approximate"])
+    _add_fit(commands, runs["fit"])
+    _add_predict(commands, runs["predict"])
+    _add_demo(commands, runs["demo"])
+    _add_check(commands, runs["check"])
+    _add_bench(commands, runs["bench"])
+    _add_doctor(commands, runs["doctor"])
     return parser
 
 
@@ -328,6 +330,42 @@ def _add_doctor(commands: Any, run: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for a bug report")
+    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
+    parser.set_defaults(run=run)
+
+
+BENCH_EXAMPLES = """\
+examples:
+  softlinalg bench --group attention --rounds 9 --json attention.json --plot attention.png
+  softlinalg bench --smoke --check attention.json
+      the quick workloads only; the status is 1 if softlinalg has become slower beside its peers
+"""
+
+
+def _add_bench(commands: Any, run: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        usage="softlinalg bench [options]",
+        help="time softlinalg beside its peers and beside what the machine allows",
+        description=(
+            "Time inverses, kernel products, landmarks, Nystrom features, attention and backbones beside every peer that\n"
+            "is installed, in interleaved rounds, and beside the time that the same operations take at measured rates."
+        ),
+        epilog=BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--group", action="append", metavar="NAME", help="inverse, product, landmarks, nystrom, attention or backbone; repeatable"
+    )
+    parser.add_argument("--smoke", action="store_true", help="the quick workloads only, some seconds in all")
+    parser.add_argument("--rounds", type=_whole, default=7, metavar="N", help="of each workload; default: 7")
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="for the rounds of one workload, after two; default: 60")
+    parser.add_argument("--threads", type=_whole, default=1, metavar="N", help="of every contestant; default: 1")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="a report to hold the ratios to: worse by 1.5 times fails")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table as Markdown")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios")
+    parser.add_argument("--quiet", action="store_true", help="print only what has become worse")
     parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
     parser.set_defaults(run=run)
 

@@ -63,6 +63,7 @@ __all__ = [
     "chebyshev_newton_jvp",
     "chebyshev_newton_products",
     "chebyshev_newton_steps",
+    "chebyshev_schedule",
     "hyperpower",
     "hyperpower_filter",
     "hyperpower_jvp",
@@ -284,6 +285,16 @@ def chebyshev_newton(
     total, counts = _step_counts("chebyshev_newton", steps, max_steps)
     scale, factors = _chebyshev_schedule("chebyshev_newton", lo, hi, total, polish, counts, power=1, like=b, xp=xp)
     return _scaled_newton(b, None, scale, factors, None if counts is None else counts + polish, xp=xp)
+
+
+def chebyshev_schedule(lo: float, hi: float, steps: int) -> tuple[float, tuple[float, ...]]:
+    """Factor of the start I, and of X (2I - B X) in each step of `chebyshev_newton`, for code that runs these steps elsewhere."""
+    scale, delta = start_and_growth(lo, hi, power=1, like=None, xp=None)
+    factors = []
+    for _ in range(steps):
+        delta = double(delta, xp=None)
+        factors.append(1 + 1 / (1 + delta))
+    return scale, tuple(factors)
 
 
 def chebyshev_newton_jvp(

@@ -1,5 +1,5 @@
 """The command `softlinalg`: low-rank approximation of a kernel matrix from a file, regression on it, a demonstration, tests of code,
-and a look at the installation.
+benchmarks, and a look at the installation.
 
 The topmost layer: it reads and shows, the core and the adapters compute. Everything heavy is imported once the options are
 understood; without pandas or matplotlib one line names the extra that brings them.
@@ -57,6 +57,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return _cli_doctor.run(arguments)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from softlinalg import _cli_bench
+
+    return _cli_bench.run(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -68,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0; 1 if `check` found a law that fails or `doctor` something broken; 2 after an error, told in one line on
-        stderr; 130 after Ctrl-C.
+        Exit status: 0; 1 if `check` found a law that fails, `bench` a ratio that is worse, or `doctor` something broken; 2 after an
+        error, told in one line on stderr; 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given
@@ -79,7 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", SoftlinalgWarning)
             if not debug:
                 warnings.showwarning = _show_warning
-            arguments = make_parser(_approximate, _demo, _fit, _predict, _check, _doctor).parse_args(given)
+            runs = {
+                "approximate": _approximate,
+                "fit": _fit,
+                "predict": _predict,
+                "demo": _demo,
+                "check": _check,
+                "bench": _bench,
+                "doctor": _doctor,
+            }
+            arguments = make_parser(runs).parse_args(given)
             status = arguments.run(arguments)
             sys.stdout.flush()
             return int(status or 0)

@@ -424,4 +424,5 @@ def _features(x: Host, plan: Plan) -> Host:
 
 
 def _predictions(x: Host, plan: Plan, model: RidgeModel) -> Host:
-    return model.predict(_features(x, plan))
+    predictions: Host = model.predict(_features(x, plan))
+    return predictions

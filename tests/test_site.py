@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import doctest
 import importlib
 import inspect
@@ -116,7 +117,7 @@ def test_the_reference_names_nothing_that_is_not_there() -> None:
 
 
 def test_the_command_is_described_whole() -> None:
-    parser = _cli_options.make_parser(*[None] * 6)
+    parser = _cli_options.make_parser(collections.defaultdict(lambda: None))
     (commands,) = (action.choices for action in parser._actions if action.dest == "command")
     page = text_of(DOCS / "reference" / "command.md")
     assert not [name for name in commands if f"`softlinalg {name}`" not in page]

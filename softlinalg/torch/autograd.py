@@ -6,6 +6,9 @@ forms for plain tensors: in reused memory, forward and backward; a second deriva
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,14 +18,17 @@ from torch import Tensor
 
 from softlinalg import _arrays, _attention, _attention_blocks, _inputs
 from softlinalg._attention import InverseSettings
-from softlinalg._attention_blocks import Columns
+from softlinalg._attention_blocks import Columns, Forward
 from softlinalg._newton_pinv import newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._pinv import ridge_inverse_jvp, ridge_inverse_vjp
 from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
+from softlinalg.torch import cpu_kernels
 from softlinalg.torch.inputs import checked_tensors
 
 __all__ = ["landmark_inverse"]
+
+_log = logging.getLogger(__name__)
 
 
 class _CompiledRidgeInverse(torch.autograd.Function):
@@ -32,8 +38,7 @@ class _CompiledRidgeInverse(torch.autograd.Function):
 
     @staticmethod
     def forward(w: Tensor, settings: InverseSettings) -> Tensor:
-        value: Tensor = _attention.plain_inverse(w, settings, xp=xp)
-        return value
+        return _plain_inverse(w, settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -171,14 +176,40 @@ def inverse_of(w: Tensor, settings: InverseSettings, gradient: str) -> Tensor:
     """`landmark_inverse` with settings that have been checked."""
     compiling = torch.compiler.is_compiling()
     if not _records(w) and is_plain(w):
-        found: Tensor = _attention.landmark_inverse(w, settings, xp=xp)
-        return found
+        found = _plain_inverse(w, settings)
+        return _attention.normalized(found, w, xp=xp) if settings.normalization == "published" else found
     if settings.inverse == "published":
         alpha = _attention.start_factor(w if gradient == "exact" else w.detach(), settings, xp=xp)
         x: Tensor = (_CompiledNewton if compiling else _Newton).apply(w, alpha, settings, gradient)  # type: ignore[no-untyped-call]
     else:
         x = (_CompiledRidgeInverse if compiling else _RidgeInverse).apply(w, settings)  # type: ignore[no-untyped-call]
     return _attention.normalized(x, w, xp=xp) if settings.normalization == "published" else x
+
+
+def _plain_inverse(w: Tensor, settings: InverseSettings) -> Tensor:
+    """`_attention.plain_inverse`, on the chip where the device has one for it."""
+    kernels = _on_device(w)
+    if kernels is not None and kernels.serves_inverse(w, settings):
+        quick: Tensor | None = kernels.kernel_matrix_inverse(w, settings)
+        if quick is not None:
+            return quick
+    value: Tensor = _attention.plain_inverse(w, settings, xp=xp)
+    return value
+
+
+@functools.cache
+def _triton_kernels() -> Any:
+    """The module `triton_kernels`; None, logged, where Triton is missing."""
+    try:
+        return importlib.import_module("softlinalg.torch.triton_kernels")
+    except ImportError as error:
+        _log.info("Triton is not available, PyTorch's operations serve in place of its kernels: %s", error)
+        return None
+
+
+def _on_device(x: Tensor) -> Any:
+    """The kernels for the device of `x` in eager code, or None."""
+    return _triton_kernels() if x.is_cuda and not _arrays.is_traced(x) else None
 
 
 def check_gradient(func: str, gradient: str, inverse: str) -> None:
@@ -226,6 +257,21 @@ def landmark_kernel(landmarks: Tensor, scale: float, settings: InverseSettings) 
     return w.to(landmarks.dtype) if settings.inverse == "published" else w
 
 
+def _forward(
+    q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, x: Tensor, hidden: Tensor | None, columns: Columns, *, keep: bool
+) -> tuple[Callable[..., Any], Forward]:
+    """C X (E^T v) by the quickest code that serves, and its gradient; what that needs is kept only if asked for."""
+    device = _on_device(q)
+    if device is not None and device.serves(q, k, v, landmarks, hidden):
+        quick: Forward | None = device.attend(q, k, v, x, columns)
+        if quick is not None:
+            return device.attend_vjp, quick
+    kernels = cpu_kernels.kernels_for(q, k, v, landmarks, hidden)
+    if kernels is not None:
+        return functools.partial(cpu_kernels.attend_vjp, kernels), cpu_kernels.attend(kernels, q, k, v, x, columns, keep=keep)
+    return _attention_blocks.attend_vjp, _attention_blocks.attend(q, k, v, hidden, x, columns)
+
+
 class _Attend(torch.autograd.Function):
     """C X (E^T v) in blocks; backward in blocks from the features that forward kept."""
 
@@ -241,7 +287,7 @@ class _Attend(torch.autograd.Function):
         columns: Columns,
         scale: float,
     ) -> Tensor:
-        made = _attention_blocks.attend(q, k, v, hidden, x, columns)
+        ctx.vjp, made = _forward(q, k, v, landmarks, x, hidden, columns, keep=True)
         columns.release()
         key_features = None if k is None else made.key_features
         ctx.save_for_backward(q, k, v, landmarks, x, hidden, made.features, key_features, made.moment)
@@ -254,8 +300,8 @@ class _Attend(torch.autograd.Function):
         q, k, v, landmarks, x, hidden, features, key_features, moment = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_plain(grad):  # a second derivative, or many gradients at once: the composite form
             return (*_differentiably(grad, ctx, (q, k, v, landmarks, x), hidden), None, None, None)
-        saved = _attention_blocks.Forward(grad, features, features if k is None else key_features, moment)
-        found = _attention_blocks.attend_vjp(grad, q, k, v, hidden, x, ctx.columns, saved)
+        saved = Forward(grad, features, features if k is None else key_features, moment)
+        found = ctx.vjp(grad, q, k, v, hidden, x, ctx.columns, saved)
         ctx.columns.release()
         return found.q, found.k, found.v, found.landmarks.to(landmarks.dtype), found.x.to(x.dtype), None, None, None
 
@@ -312,8 +358,8 @@ def attend(
 ) -> Tensor:
     """C X (E^T v) for plain tensors (b, h, ...) of one batch shape, `columns` those of the landmarks."""
     if not _records(q, k, v, landmarks, x):
-        made: Tensor = _attention_blocks.attend(q, k, v, hidden, x, columns).out
-        return made
+        plain: Tensor = _forward(q, k, v, landmarks, x, hidden, columns, keep=False)[1].out
+        return plain
     out: Tensor = _Attend.apply(q, k, v, landmarks, x, hidden, columns, scale)  # type: ignore[no-untyped-call]
     return out
 

@@ -1,9 +1,8 @@
 """Time of softmax-free attention against torch's scaled_dot_product_attention and others, and how it grows with the tokens.
 
 float32, two heads of width 32, 49 landmarks, the inverse included. Each round runs every contestant once, in random order; the
-figures are medians over rounds of ratios within a round, with their quartiles. "naive" is the formula written down as published
-(distances by three terms, 20 Newton-Raphson steps) with PyTorch's own derivatives; "nystrom-attention" is the package of that
-name, left out where it is not installed.
+figures are medians over rounds of ratios within a round, with their quartiles. "naive formula" is written down as published
+(distances by three terms, 20 Newton-Raphson steps) with PyTorch's own derivatives; packages that are not installed are left out.
 
     python tests/benchmarks/attention.py [--tokens 12544] [--rounds 9] [--threads 1] [--forward-only] [--json FILE]
 """
@@ -11,7 +10,6 @@ name, left out where it is not installed.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import platform
 import statistics
@@ -23,45 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from softlinalg._cli_bench_workloads import HEADS, LANDMARKS, OURS, WIDTH, attention_contestants
 from softlinalg.torch import soft_attention
-
-HEADS, WIDTH, LANDMARKS = 2, 32, 49
-OURS = "soft_attention"
-
-
-def naive(q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:
-    """The published computation, without care for speed or rounding."""
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        squared = (x * x).sum(-1)[..., :, None] + (y * y).sum(-1)[..., None, :] - 2 * x @ y.mT
-        return torch.exp(-squared / (2 * WIDTH**0.5))
-
-    left, w = kernel(q, landmarks), kernel(landmarks, landmarks)
-    p = w + 0.01 * torch.eye(w.shape[-1])
-    x = (1.8 / w.sum(-1).amax(-1) ** 2).detach()[..., None, None] * p
-    for _ in range(20):
-        x = 2 * x - x @ p @ x
-    return left @ (x @ (left.mT @ v))
 
 
 def contestants(q: Tensor, v: Tensor, landmarks: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Functions that give an output for the same tokens."""
-    found: dict[str, Callable[[], Tensor]] = {
-        OURS: lambda: soft_attention(q, v, landmarks),
-        "soft_attention, published": lambda: soft_attention(q, v, landmarks, inverse="published", gradient="published"),
-        "soft_attention, symmetric": lambda: soft_attention(q, v, landmarks, normalization="symmetric"),
-        "naive": lambda: naive(q, v, landmarks),
-        "scaled_dot_product_attention": lambda: scaled_dot_product_attention(q, q, v),
+    """Functions that give an output for the same tokens: those of `softlinalg bench`, and other settings of ours."""
+    return {
+        **attention_contestants(q, v, landmarks),
+        "published inverse": lambda: soft_attention(q, v, landmarks, inverse="published", gradient="published"),
+        "symmetric normalization": lambda: soft_attention(q, v, landmarks, normalization="symmetric"),
     }
-    if importlib.util.find_spec("nystrom_attention") is not None:
-        from nystrom_attention import NystromAttention
-
-        layer = NystromAttention(dim=HEADS * WIDTH, dim_head=WIDTH, heads=HEADS, num_landmarks=LANDMARKS, residual=False)
-        tokens = q.detach().transpose(1, 2).flatten(2).requires_grad_(q.requires_grad)
-        found["nystrom-attention (with its maps)"] = lambda: layer(tokens)
-    return found
 
 
 def backward(function: Callable[[], Tensor], inputs: list[Tensor], cotangent: Tensor) -> Callable[[], Any]:

@@ -24,19 +24,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import softlinalg
+from softlinalg._cli_bench_workloads import RIDGE, kernel_matrices
 
-RIDGE = 0.01
 SHAPES = [(256, 49), (128, 64), (16, 196), (8, 256), (1, 1024)]
-
-
-def cores(batch: int, m: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian kernel matrices with unit diagonal."""
-    x = rng.standard_normal((batch, m, 8)) * 0.5
-    square = (x * x).sum(-1)
-    distance = np.maximum(square[:, :, None] + square[:, None, :] - 2 * x @ x.swapaxes(-1, -2), 0)
-    distance[:, np.arange(m), np.arange(m)] = 0
-    a = np.exp(-distance / 2)
-    return (a + a.swapaxes(-1, -2)) / 2
 
 
 def contestants(a: torch.Tensor) -> dict[str, Callable[[], Any]]:
@@ -85,7 +75,7 @@ def main() -> None:
     with threadpool_limits(arguments.threads):
         for dtype in ("float32", "float64"):
             for batch, m in SHAPES:
-                a = torch.tensor(cores(batch, m, rng).astype(dtype))
+                a = torch.tensor(kernel_matrices(batch, m, rng).astype(dtype))
                 work = contestants(a)
                 errors = {name: relative_error(one(), a) for name, one in work.items()}
                 times = measure(work, arguments.rounds, rng)

@@ -1,0 +1,340 @@
+"""Attention on the CPU by compiled kernels, where there is a C++ compiler: the same results as the core's blocks, to rounding.
+
+`cpu_kernels.cpp` is compiled once for each machine, at first use (about five seconds), and kept in the user's cache directory. Where
+there is no compiler, or where the compiled code fails its own check, nothing but speed is lost: that is logged once, by the logger
+of this module. The variable SOFTLINALG_COMPILED=0 in the environment turns it off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import array_api_compat.torch as xp
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from softlinalg import _attention_blocks, _buffers
+from softlinalg._attention_blocks import Columns, Forward, Gradients
+
+__all__ = ["Kernels", "attend", "attend_vjp", "kernels_for"]
+
+_log = logging.getLogger(__name__)
+
+FEWEST_TOKENS = 128
+"""Of one head. For fewer the calls around the kernels take longer than the kernels, and a few PyTorch calls do as well."""
+_WIDEST, _MOST_LANDMARKS = 128, 256
+"""Limits of the arrays on which `cpu_kernels.cpp` works."""
+_ENTRIES_PER_THREAD = 2**18
+"""Features that are worth a thread: about a millisecond, against 0.1 to start one."""
+_FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-ffp-contract=fast")
+
+
+class _Tokens(ctypes.Structure):
+    """An array (batch, heads, rows, width) with a unit stride in its last axis."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("head", ctypes.c_int64), ("row", ctypes.c_int64))
+
+
+class _Work(ctypes.Structure):
+    """`struct Work` of cpu_kernels.cpp, which says what the fields are."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("heads", "n", "keys", "m", "padded", "d", "e", "features_apart", "key_features_apart")),
+        *((name, _Tokens) for name in ("q", "k", "v", "out", "grad", "dq", "dv")),
+        *((name, ctypes.c_void_p) for name in ("center", "columns", "rows", "features", "key_features", "moment", "x", "core")),
+        *((name, ctypes.c_void_p) for name in ("factor", "value_factor", "dmoment", "scratch")),
+        ("lowest", ctypes.c_double),
+        ("precision", ctypes.c_double),
+    )
+
+
+_GATHER, _JOIN, _SCATTER, _GATHER_GRAD, _PULL, _FORWARD = range(6)
+
+
+class Kernels(NamedTuple):
+    """The compiled code."""
+
+    steps: dict[torch.dtype, Any]
+    """One function for each type."""
+    vector_bytes: int
+    scratch_bytes: int
+
+    def lanes(self, dtype: torch.dtype) -> int:
+        """Numbers in a vector."""
+        return self.vector_bytes // int(dtype.itemsize)
+
+
+# ------------------------------------------------------------------------------------------------ compilation
+@functools.cache
+def load() -> Kernels | None:
+    """The kernels, compiled if they have not been yet; None, logged, where that cannot be."""
+    if os.environ.get("SOFTLINALG_COMPILED", "1") == "0":
+        return None
+    try:
+        kernels = _bind(_library())
+        _check(kernels)
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        _log.info("compiled attention is not available, PyTorch's operations serve in its place: %s", error)
+        return None
+    return kernels
+
+
+def _library() -> Path:
+    """The compiled file, from the cache of the user or made now."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if compiler is None:
+        message = "there is no C++ compiler (g++, clang++ or c++, or the one that CXX names)"
+        raise RuntimeError(message)
+    source = Path(__file__).with_suffix(".cpp")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    # A home directory may be shared by machines of different kinds: the code is for one processor.
+    identity = "\0".join((source.read_text(encoding="utf-8"), version, " ".join(_FLAGS), platform.machine(), _processor()))
+    target = _cache() / f"attention-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
+    if target.exists():
+        return target
+    descriptor, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
+    os.close(descriptor)
+    try:
+        for tuning in (("-march=native",), ("-mcpu=native",), ()):
+            command = [compiler, *_FLAGS, *tuning, str(source), "-o", name]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode == 0:
+                Path(name).replace(target)
+                return target
+        message = f"{compiler} failed: {done.stderr.strip()[-500:]}"
+        raise RuntimeError(message)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    """What tells processors apart whose instructions differ."""
+    found = Path("/proc/cpuinfo")
+    lines = found.read_text(encoding="utf-8", errors="replace").splitlines() if found.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor() + platform.node())
+
+
+def _cache() -> Path:
+    """A directory that nobody else can write to: code is loaded from it."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "softlinalg"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        message = f"others may write to {folder}"
+        raise RuntimeError(message)
+    return folder
+
+
+def _bind(path: Path) -> Kernels:
+    """The functions of the compiled file."""
+    library = ctypes.CDLL(str(path))
+    library.softlinalg_work_bytes.restype = library.softlinalg_scratch_bytes.restype = ctypes.c_int64
+    if library.softlinalg_work_bytes() != ctypes.sizeof(_Work):
+        message = f"{path} lays its arguments out in another way"
+        raise RuntimeError(message)
+    steps = {torch.float32: library.softlinalg_step_float, torch.float64: library.softlinalg_step_double}
+    for step in steps.values():
+        step.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+        step.restype = None
+    return Kernels(steps, int(library.softlinalg_vector_bytes()), int(library.softlinalg_scratch_bytes()))
+
+
+def _check(kernels: Kernels) -> None:
+    """Raise RuntimeError unless the compiled code computes what the core does, on one small example of each type."""
+    for dtype in kernels.steps:
+        # Numbers without a generator, whose state is the user's.
+        q, v, grad = (torch.sin(torch.arange(131 * 32, dtype=dtype) * (1 + i)).reshape(1, 1, 131, 32) for i in range(3))
+        landmarks = q[:, :, :11] + 0.125
+        x = torch.eye(11, dtype=dtype).expand(1, 1, 11, 11)
+        with torch.no_grad():
+            columns = Columns(landmarks, 0.5, xp=xp)
+            expected = _attention_blocks.attend(q, None, v, None, x, columns)
+            made = attend(kernels, q, None, v, x, columns, keep=True)
+            pulled = attend_vjp(kernels, grad, q, None, v, None, x, columns, made)
+            true = _attention_blocks.attend_vjp(grad, q, None, v, None, x, columns, expected)
+        ours, theirs = (made.out, pulled.q, pulled.v, pulled.landmarks, pulled.x), (expected.out, true.q, true.v, true.landmarks, true.x)
+        for a, b in zip(ours, theirs, strict=True):
+            if not torch.allclose(a, b, rtol=0, atol=1e3 * torch.finfo(dtype).eps * float(b.abs().max())):
+                message = "the compiled code gives other results"
+                raise RuntimeError(message)
+
+
+# ---------------------------------------------------------------------------------------------------- choice
+def kernels_for(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, hidden: Tensor | None) -> Kernels | None:
+    """The kernels if they serve these plain tensors (b, h, tokens, features); None otherwise."""
+    m, d, e = landmarks.shape[-2], q.shape[-1], v.shape[-1]
+    if hidden is not None or q.device.type != "cpu" or min(q.shape[-2], v.shape[-2]) < FEWEST_TOKENS:
+        return None
+    if q.dtype not in (torch.float32, torch.float64) or max(d, e) > _WIDEST or not 0 < m <= _MOST_LANDMARKS - 16 or 0 in q.shape[:2]:
+        return None
+    if any(x is not None and (x.dtype != q.dtype or x.stride(-1) != 1) for x in (q, k, v, landmarks)):
+        return None
+    if d % 4 or e % 4:  # no machine has vectors of another length: do not compile in vain
+        return None
+    kernels = load()
+    return kernels if kernels is not None and d % kernels.lanes(q.dtype) == e % kernels.lanes(q.dtype) == 0 else None
+
+
+# ------------------------------------------------------------------------------------------------------ work
+def _tokens(x: Tensor | None) -> _Tokens:
+    return _Tokens() if x is None else _Tokens(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+
+
+class _Job:
+    """One `_Work` and all tensors that it points to."""
+
+    def __init__(self, kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, columns: Columns) -> None:
+        self.kernels, self.step, self.columns = kernels, kernels.steps[q.dtype], columns
+        self.padded = -(-columns.m // kernels.lanes(q.dtype)) * kernels.lanes(q.dtype)
+        self.work = _Work(heads=columns.h, n=q.shape[-2], keys=v.shape[-2], m=columns.m, padded=self.padded, d=columns.d, e=v.shape[-1])
+        self.work.lowest, self.work.precision = columns.lowest * columns.unit, columns.precision
+        self.work.q, self.work.k, self.work.v = _tokens(q), _tokens(k), _tokens(v)
+        self.held: list[Tensor | None] = [q, k, v]
+        self.members = columns.b * columns.h
+        self.point(center=columns.center, columns=self.pad(columns.columns))
+
+    def pad(self, factor: Tensor) -> Tensor:
+        """Zeros after the last axis, up to whole vectors."""
+        return F.pad(factor, (0, self.padded - factor.shape[-1])) if factor.shape[-1] < self.padded else factor
+
+    def point(self, **flat: Tensor) -> None:
+        """Set pointers to flat arrays, which are kept alive."""
+        for name, x in flat.items():
+            x = x.contiguous()
+            self.held.append(x)
+            setattr(self.work, name, x.data_ptr())
+
+    def give(self, **tokens: Tensor) -> None:
+        """Set arrays of tokens, which are kept alive."""
+        for name, x in tokens.items():
+            self.held.append(x)
+            setattr(self.work, name, _tokens(x))
+
+    def threads(self, rows: int) -> int:
+        """Worth their start."""
+        worth: int = self.members * rows * self.padded // _ENTRIES_PER_THREAD
+        return max(1, min(torch.get_num_threads(), worth))
+
+    def run(self, count: int, task: Callable[[int, _Work], None]) -> None:
+        """`task(i, work)` for i < count, each in a thread and with scratch memory of its own."""
+
+        def one(i: int) -> None:
+            scratch = torch.empty(self.kernels.scratch_bytes, dtype=torch.uint8)
+            work = _Work.from_buffer_copy(self.work)
+            work.scratch = scratch.data_ptr()
+            task(i, work)
+
+        others = [threading.Thread(target=one, args=(i,)) for i in range(1, count)]
+        for thread in others:
+            thread.start()
+        one(0)
+        for thread in others:
+            thread.join()
+
+    def sums(self, kind: int, rows: int, width: int) -> Tensor:
+        """Run a step that sums over rows into (B, m, width) in float64, in row ranges on several threads."""
+        count = self.threads(rows)
+        parts = torch.zeros((count, self.members, self.columns.m, width), dtype=torch.float64)
+
+        def task(i: int, work: _Work) -> None:
+            for head in range(self.members):
+                self.step(ctypes.addressof(work), kind, head, *_share(rows, i, count), parts[i, head].data_ptr())
+
+        self.run(count, task)
+        return parts[0] if count == 1 else parts.sum(0)
+
+
+def _share(rows: int, i: int, count: int) -> tuple[int, int]:
+    """Range i of `count` equal ones."""
+    return rows * i // count, rows * (i + 1) // count
+
+
+def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, columns: Columns, *, keep: bool) -> Forward:
+    """`_attention_blocks.attend` without hidden keys. Features are padded to whole vectors, and left out unless `keep`."""
+    job = _Job(kernels, q, k, v, columns)
+    count, (n, keys, e) = job.threads(q.shape[-2] + v.shape[-2]), (q.shape[-2], v.shape[-2], v.shape[-1])
+    by_heads = job.members % count == 0 or job.members >= 4 * count  # then each head is finished while its features are in the cache
+    out: Tensor = _buffers.empty_in_order_of(q, (columns.b, columns.h, n, e), xp=xp)
+    stored = job.members if keep or not by_heads else count
+    key_features = q.new_empty((stored, keys, job.padded))
+    features = key_features if k is None else q.new_empty((stored, n, job.padded))
+    moment = torch.zeros((job.members, columns.m, e), dtype=torch.float64)
+    job.point(features=features, key_features=key_features, moment=moment, core=q.new_empty((job.members, columns.m, e)))
+    job.point(x=x.to(torch.float64).expand(columns.b, columns.h, columns.m, columns.m))
+    job.give(out=out)
+    if stored == job.members:
+        job.work.features_apart, job.work.key_features_apart = n * job.padded, keys * job.padded
+    if by_heads:
+
+        def heads(i: int, work: _Work) -> None:
+            if stored != job.members:
+                work.features, work.key_features = features[i].data_ptr(), key_features[i].data_ptr()
+            job.step(ctypes.addressof(work), _FORWARD, 0, *_share(job.members, i, count), None)
+
+        job.run(count, heads)
+        return Forward(out, features, key_features, moment)
+
+    moment = job.sums(_GATHER, keys, e)
+    job.point(moment=moment)
+
+    def rows(i: int, work: _Work) -> None:
+        for head in range(job.members):
+            job.step(ctypes.addressof(work), _SCATTER, head, *_share(n, i, count), None)
+
+    for head in range(job.members):
+        job.step(ctypes.addressof(job.work), _JOIN, head, 0, 0, None)
+    job.run(count, rows)
+    return Forward(out, features, key_features, moment)
+
+
+def attend_vjp(
+    kernels: Kernels, grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, hidden: None, x: Tensor, columns: Columns, saved: Forward
+) -> Gradients:
+    """`_attention_blocks.attend_vjp` from what `attend` kept."""
+    b, h, m = columns.b, columns.h, columns.m
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    queries = _Job(kernels, q, k, v, columns)
+    queries.work.features_apart = q.shape[-2] * queries.padded
+    queries.give(grad=grad)
+    queries.point(features=saved.features)
+    total = queries.sums(_GATHER_GRAD, q.shape[-2], v.shape[-1])
+    wide_x = x.to(torch.float64).expand(b, h, m, m).reshape(b * h, m, m)
+    dx = total @ saved.moment.mT
+    core, dmoment = (wide_x @ saved.moment).to(q.dtype), (wide_x.mT @ total).to(q.dtype)
+    rows = columns.rows[..., : columns.d]
+    dq, dv = _like(q), _like(v)
+    factor, value_factor = queries.pad(core.mT), queries.pad(dmoment.mT)
+    if k is None:
+        queries.give(dq=dq, dv=dv)
+        queries.point(rows=rows, factor=factor, value_factor=value_factor, dmoment=dmoment)
+        dw, dk = queries.sums(_PULL, q.shape[-2], columns.d + 1), None
+    else:
+        queries.give(dq=dq)
+        queries.point(rows=rows, factor=factor)
+        dk = _like(k)
+        keys = _Job(kernels, k, None, v, columns)
+        keys.work.features_apart = k.shape[-2] * keys.padded
+        keys.give(dq=dk, dv=dv)
+        keys.point(rows=rows, value_factor=value_factor, dmoment=dmoment, features=saved.key_features)
+        dw = queries.sums(_PULL, q.shape[-2], columns.d + 1) + keys.sums(_PULL, k.shape[-2], columns.d + 1)
+    landmarks = _attention_blocks.landmark_gradient(dw, columns)
+    return Gradients(dq, dk, dv, landmarks, dx.reshape(b, h, m, m))
+
+
+def _like(x: Tensor) -> Tensor:
+    memory: Tensor = _buffers.empty_in_order_of(x, tuple(x.shape), xp=xp)
+    return memory
