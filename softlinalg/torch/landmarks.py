@@ -167,8 +167,13 @@ class RandomLandmarks(_Counted):
 
     def __init__(self, count: int, seed: int = 0) -> None:
         super().__init__(count)
-        offsets = torch.rand(count, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
-        self.register_buffer("offsets", offsets.float(), persistent=False)
+        self.seed = seed
+        self.register_buffer("offsets", self.drawn_offsets(), persistent=False)
+
+    def drawn_offsets(self) -> Tensor:
+        """Where in its stretch each landmark lies, in [0, 1): the same for equal seeds."""
+        offsets = torch.rand(self.count, generator=torch.Generator("cpu").manual_seed(self.seed), dtype=torch.float64, device="cpu")
+        return offsets.float()
 
     def places(self, length: Tensor | int, count: int) -> Tensor:
         """Token numbers, shape (count,) or, with a tensor of lengths (batch, 1), (batch, count)."""
