@@ -144,6 +144,8 @@ class SoftPreTrainedModel(PreTrainedModel):
 class SoftModel(SoftPreTrainedModel):
     """The backbone without a head: tokens of the last stage, and what the classifier would see of them."""
 
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"soft\.head\."]
+
     def __init__(self, config: SoftConfig) -> None:
         super().__init__(config)
         self.soft = _network(config, 0)
@@ -161,6 +163,7 @@ class SoftBackbone(BackboneMixin, SoftPreTrainedModel):
     """Maps of the stages for detection and segmentation heads of transformers, as `config.out_features` says."""
 
     has_attentions = False
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"soft\.head\.", r"soft\.norm\."]
 
     def __init__(self, config: SoftConfig) -> None:
         super().__init__(config)
@@ -176,7 +179,7 @@ class SoftBackbone(BackboneMixin, SoftPreTrainedModel):
         wanted = range(4) if output_hidden_states else self.out_indices
         maps = dict(zip(wanted, self.soft.features(pixel_values, tuple(wanted)), strict=True))
         output = BackboneOutput(
-            feature_maps=tuple(maps[index % 4] if index % 4 in maps else maps[index] for index in self.out_indices),
+            feature_maps=tuple(maps[index] if index in maps else maps[index % 4] for index in self.out_indices),
             hidden_states=tuple(maps.values()) if output_hidden_states else None,
         )
         return output if return_dict is not False else output.to_tuple()
