@@ -33,7 +33,9 @@ class Cells(NamedTuple):
     """Place of each row in its cell, (..., rows)."""
 
 
-def halved(x: Array, hidden: Array | None, levels: int, *, metric: Array | None = None, weights: Array | None = None, xp: Namespace) -> Cells:
+def halved(
+    x: Array, hidden: Array | None, levels: int, *, metric: Array | None = None, weights: Array | None = None, xp: Namespace
+) -> Cells:
     """Sort rows into 2^levels cells: each level halves every cell across the direction of its largest spread.
 
     Parameters
@@ -133,7 +135,7 @@ def tilted_softmax(
     hidden, absent : boolean arrays, shapes (..., keys) and (..., n), or None
         Keys and queries that count as absent; the output of absent queries is zero.
     count, groups : int
-        At most; the largest powers of two that are not above them, nor above the number of tokens, are used.
+        At most; the largest powers of two that are not above them are used.
 
     Notes
     -----
@@ -174,7 +176,8 @@ def tilted_softmax(
 
 
 def _levels(count: int, rows: int) -> int:
-    return max(0, min(count, rows).bit_length() - 1)
+    """Halvings for at most `count` cells. Where each row has one to itself more change nothing: padding does not change the result."""
+    return min(count.bit_length() - 1, max(0, rows - 1).bit_length())
 
 
 def _tilts(references: Array, k: Array, hidden: Array | None, scale: float, *, xp: Namespace) -> Array:

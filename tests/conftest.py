@@ -26,7 +26,6 @@ settings.register_profile("thorough", parent=settings.get_profile("ci"), max_exa
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-
 def _let_torchvision_import() -> None:
     """Define the names of two operators of torchvision, whose library does not load beside the CPU build of PyTorch.
 

@@ -86,9 +86,6 @@ def convert(
     """
     func = "convert"
     limit = _arrays.real_scalar(max_error, func=func, name="max_error")
-    if not limit >= 0:
-        message = f"{func}: max_error must not be negative; got {limit:g}. Choose 0.5, or measure with a large one first."
-        raise ParameterError(message)
     if not hasattr(model, "set_attn_implementation"):
         message = f"{func}: model must be one of transformers; got {shown(model)}. Use clustered_softmax_attention in your own."
         raise ParameterError(message)
@@ -200,7 +197,9 @@ def _measured_layers(func: str, model: Any, batches: list[dict[str, Any]]) -> tu
         for interface in (AttentionInterface, AttentionMaskInterface):
             interface._global_mapping.pop(_PROBE, None)
     if not sums:
-        message = f"{func}: model must use the attention interface of transformers; got {type(model).__name__}, which does not. Use another."
+        message = (
+            f"{func}: model must use the attention interface of transformers; got {type(model).__name__}, which does not. Use another."
+        )
         raise ParameterError(message)
     return [(name, (lost / size) ** 0.5 if size else 0.0) for name, (lost, size) in sums.items()], exact
 

@@ -14,7 +14,6 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 
 from softlinalg.errors import ParameterError
 from softlinalg.torch import backbones
-from softlinalg.torch.backbones import PatchEmbedding
 from softlinalg.torch.landmarks import RandomLandmarks
 
 __all__ = ["SoftBackbone", "SoftConfig", "SoftForImageClassification", "SoftModel", "register_models"]
@@ -64,9 +63,7 @@ class SoftConfig(BackboneConfigMixin, PreTrainedConfig):
         self.hidden_size = self.dims[-1]
         self.hidden_sizes = list(self.dims)  # where heads of transformers look for the widths
         self.stage_names = [f"stage{stage}" for stage in range(1, len(self.dims) + 1)]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
+        self.set_output_features_output_indices(out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None))
         super().__post_init__(**kwargs)
 
 
@@ -108,15 +105,11 @@ class SoftPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, PatchEmbedding):
-            for layer in module.proj:
-                if isinstance(layer, nn.Conv2d):
-                    init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                    init.zeros_(layer.bias)
-                    layer._is_hf_initialized = True
-        elif isinstance(module, nn.Conv2d | nn.Conv1d) and not getattr(module, "_is_hf_initialized", False):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
+        elif isinstance(module, nn.Conv2d | nn.Conv1d):
+            if module.bias is None:  # of attention
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            else:  # of a patch embedding
+                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             init.ones_(module.weight)
