@@ -102,8 +102,8 @@ def convert(
             if not report.error <= limit:
                 worst = max(report.layers, key=lambda layer: layer[1])
                 message = (
-                    f"{func}: the error of each layer must be at most max_error={limit:g}; got {worst[1]:.3g} in {worst[0]} with {clusters} "
-                    "clusters. Take more clusters, or a larger max_error if the report (info) suits you."
+                    f"{func}: the error of each layer must be at most max_error={limit:g}; got {worst[1]:.3g} in {worst[0]} "
+                    f"with {clusters} clusters. Take more clusters, or a larger max_error if the report (info) suits you."
                 )
                 raise ConvergenceError(message, report)
         except BaseException:

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import sklearn
-
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
