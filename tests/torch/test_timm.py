@@ -22,6 +22,11 @@ def _seed():
     torch.manual_seed(0)
 
 
+def create(name="soft_tiny", **more):
+    """With one block in each stage, to be quick."""
+    return timm.create_model(name, depths=(1, 1, 1, 1), **more)
+
+
 def images(batch=1, side=64):
     return torch.randn(batch, 3, side, side)
 
@@ -52,7 +57,7 @@ def test_each_is_the_model_of_that_name(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_forward_features_head_and_classifiers(name):
-    model = timm.create_model(name).eval()
+    model = create(name).eval()
     with torch.no_grad():
         x = images()
         tokens = model.forward_features(x)
@@ -72,7 +77,7 @@ def test_forward_features_head_and_classifiers(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_parameter_has_a_gradient_and_a_step_lowers_the_loss(name):
-    model = timm.create_model(name, num_classes=5, drop_path_rate=0.0).train()
+    model = create(name, num_classes=5, drop_path_rate=0.0).train()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] > 0 for p in group["params"]}
@@ -91,7 +96,7 @@ def test_every_parameter_has_a_gradient_and_a_step_lowers_the_loss(name):
 
 
 def test_features_only_gives_the_maps_of_the_backbone():
-    model = timm.create_model("soft_tiny", features_only=True).eval()
+    model = create("soft_tiny", features_only=True).eval()
     assert model.feature_info.channels() == [64, 128, 320, 512]
     assert model.feature_info.reduction() == [4, 8, 16, 32]
     x = images()
@@ -99,13 +104,13 @@ def test_features_only_gives_the_maps_of_the_backbone():
         maps = model(x)
         for found, expected in zip(maps, model.model.features(x), strict=True):
             assert torch.equal(found, expected)
-    some = timm.create_model("soft_tiny", features_only=True, out_indices=(1, -1)).eval()
+    some = create("soft_tiny", features_only=True, out_indices=(1, -1)).eval()
     assert some.feature_info.channels() == [128, 512]
     assert [tuple(found.shape[1:]) for found in some(x)] == [(128, 8, 8), (512, 2, 2)]
 
 
 def test_intermediates_in_both_formats_and_normalized():
-    model = timm.create_model("soft_tiny").eval()
+    model = create("soft_tiny").eval()
     x = images()
     with torch.no_grad():
         final, maps = model.forward_intermediates(x, norm=True)
@@ -117,6 +122,11 @@ def test_intermediates_in_both_formats_and_normalized():
         torch.testing.assert_close(first[0], maps[0])
     with pytest.raises(ParameterError, match="output_fmt"):
         model.forward_intermediates(x, output_fmt="NLC")
+
+
+def test_the_whole_model_runs():
+    with torch.no_grad():
+        assert timm.create_model("soft_norm_tiny", num_classes=3).eval()(images()).shape == (1, 3)
 
 
 def test_options_reach_the_network():
@@ -131,14 +141,14 @@ def test_options_reach_the_network():
 
 
 def test_weights_from_a_file_fit_also_for_another_image_size(tmp_path):
-    source = backbones.soft_tiny(img_size=64, num_classes=6)
+    source = backbones.SoftBackbone(**{**backbones.TINY, "depths": (1, 1, 1, 1)}, img_size=64, num_classes=6)
     save_file({"module." + name: value.contiguous() for name, value in source.state_dict().items()}, tmp_path / "weights.safetensors")
     overlay = {"file": str(tmp_path / "weights.safetensors"), "num_classes": 6}
-    model = timm.create_model("soft_tiny", pretrained=True, img_size=64, num_classes=6, pretrained_cfg_overlay=overlay)
+    model = create("soft_tiny", pretrained=True, img_size=64, num_classes=6, pretrained_cfg_overlay=overlay)
     assert torch.equal(model.pos_embed1, source.pos_embed1)
     x = images()
     with torch.no_grad():
         assert torch.equal(model.eval()(x), source.eval()(x))
-    wide = timm.create_model("soft_tiny", pretrained=True, img_size=96, num_classes=6, pretrained_cfg_overlay=overlay)
+    wide = create("soft_tiny", pretrained=True, img_size=96, num_classes=6, pretrained_cfg_overlay=overlay)
     assert wide.pos_embed1.shape[1] == 24 * 24
     assert torch.equal(wide.head.weight, source.head.weight)
