@@ -41,6 +41,29 @@ def _keep_compiled_code() -> None:
 
 _keep_compiled_code()
 
+
+def _let_torchvision_import() -> None:
+    """Define the names of two operators of torchvision, whose library does not load beside the CPU build of PyTorch.
+
+    transformers and timm import torchvision where it is installed, and its import fails without them. Nothing here calls them.
+    """
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("torchvision") is None:
+        return
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _kept.append(library)
+
+
+_kept: list[object] = []
+_let_torchvision_import()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real data sets and reference numbers lie beside a checkout; tests that need them skip, and say so, without."""
 

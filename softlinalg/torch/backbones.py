@@ -19,6 +19,7 @@ from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch.attention import AttentionOptions, DropPath, SoftBlock, initialize
 from softlinalg.torch.diagnostics import ModelDiagnostics, diagnose
 from softlinalg.torch.inputs import checked_tensors
+from softlinalg.torch.landmarks import is_open
 
 __all__ = [
     "BackboneOptions",
@@ -376,7 +377,7 @@ class SoftBackbone(nn.Module):
 
 def resized_positions(stored: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
     """Position embeddings (1, tokens, width) of one grid interpolated bilinearly to another; rows before the grid stay."""
-    if grid == wanted:
+    if not is_open(wanted) and grid == wanted:
         return stored
     beside = stored.shape[1] - grid[0] * grid[1]
     image = stored[:, beside:].reshape(1, *grid, -1).permute(0, 3, 1, 2)

@@ -8,12 +8,12 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from softlinalg import _arrays, _attention, _attention_full, _inputs
+from softlinalg import _arrays, _attention, _attention_full, _attention_groups, _inputs
 from softlinalg._attention_blocks import Columns
 from softlinalg._attention_full import AttentionError
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
-from softlinalg.errors import ParameterError, ShapeError
+from softlinalg.errors import BackendMismatchError, DTypeError, ParameterError, ShapeError
 from softlinalg.torch import autograd
 from softlinalg.torch.inputs import checked_tensors
 
@@ -289,7 +289,9 @@ def clustered_softmax_attention(
     scale: float | None = None,
     steps: int = 5,
     factors: str = "counts",
+    query_groups: int = 32,
     key_padding_mask: Tensor | None = None,
+    query_padding_mask: Tensor | None = None,
 ) -> Tensor:
     r"""Softmax attention over groups of keys, for models that were trained with softmax: linear in the number of tokens.
 
@@ -303,12 +305,19 @@ def clustered_softmax_attention(
         Of the dot products. Default head_dim^(-1/2).
     steps : int, default 5
         Of Lloyd's algorithm, from keys at even distances; nothing is random.
-    factors : {"counts", "row_stochastic"}
+    factors : {"counts", "row_stochastic", "tilted"}
         "counts": softmax(scale q c^T + log n) times the means of the values, with c the mean of a group of n keys: exact where the keys
         of each group are equal. "row_stochastic": softmax(scale q c^T + log n) softmax(scale c k^T) v, two factors whose rows sum to
-        one, the second over all keys.
+        one, the second over all keys. "tilted": the most accurate. Queries are grouped too; for each group the means and sums of its
+        keys are weighted with exp(scale r.k), r the mean query of the group, so that the result is exact at r. Groups of keys, found by
+        halving, serve all groups of queries; `count` and `query_groups` are rounded down to powers of two.
+    query_groups : int, default 32
+        Groups of queries of "tilted"; the others have none.
     key_padding_mask : boolean Tensor, shape (batch, keys), optional
         True for keys that count as absent; without any key the output is zero.
+    query_padding_mask : boolean Tensor, shape (batch, n), optional
+        True for queries that count as absent, which matters to "tilted" alone: they do not change its groups, and their output is
+        zero there. In self-attention pass the same mask twice.
 
     Returns
     -------
@@ -320,7 +329,8 @@ def clustered_softmax_attention(
 
     Notes
     -----
-    O((n + steps keys) count head_dim) time and arrays of keys x count. Each output is an average of values with positive weights. What
+    O((n + steps keys) count head_dim) time and arrays of keys x count; "tilted" O((n count + keys query_groups) head_dim), `steps`
+    does not matter to it. Each output is an average of values with positive weights. What
     it costs in accuracy depends on the model: measure it with `softmax_attention_error`. On a sentence model with 512 tokens "counts"
     kept embeddings at a cosine of 0.93 (128 groups) and 0.97 (256); the best matrix of rank 128 gives 0.985. The groups are
     constants to differentiation; means of keys and values are not.
@@ -338,15 +348,22 @@ def clustered_softmax_attention(
     """
     func = "clustered_softmax_attention"
     q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
-    for name, value in (("count", count), ("steps", steps)):
+    for name, value in (("count", count), ("steps", steps), ("query_groups", query_groups)):
         whole_number(value, func=func, name=name, minimum=1, remedy="Choose, for example, 64 groups and 5 steps.")
-    if not is_one_of(factors, ("counts", "row_stochastic")):
-        message = f"{func}: factors must be 'counts' or 'row_stochastic'; got {shown(factors)}. The default is 'counts'."
+    if not is_one_of(factors, ("counts", "row_stochastic", "tilted")):
+        message = f"{func}: factors must be 'counts', 'row_stochastic' or 'tilted'; got {shown(factors)}. The default is 'counts'."
         raise ParameterError(message)
+    _check_query_mask(func, q, query_padding_mask)
     number = _scale(func, scale, q)
     result, hidden = _result_type(q, k, v), _for_heads(key_padding_mask)
     with torch.autocast(q.device.type, enabled=False):
         q, keys, v = _in_one_type(q, k, v)
+        if factors == "tilted":
+            absent = _for_heads(query_padding_mask)
+            tilted: Tensor = _attention_groups.tilted_softmax(
+                q, keys, v, hidden, absent, count=count, groups=query_groups, scale=number, xp=xp
+            )
+            return tilted.to(result)
         out: Tensor = _attention_full.clustered_softmax(
             q, keys, v, hidden, count=min(count, max(1, v.shape[2])), steps=steps, scale=number, factors=factors, xp=xp
         )
@@ -494,6 +511,20 @@ def softmax_attention_error(
 
 
 # ------------------------------------------------------------------------------------------------- helpers
+def _check_query_mask(func: str, q: Tensor, mask: Any) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        message = f"{func}: query_padding_mask must be a boolean tensor; got {shown(mask)}. True hides."
+        raise DTypeError(message)
+    if tuple(mask.shape) != (q.shape[0], q.shape[2]):
+        message = f"{func}: query_padding_mask must have shape {(q.shape[0], q.shape[2])}; got {tuple(mask.shape)}. Pass (batch, queries)."
+        raise ShapeError(message)
+    if mask.device != q.device:
+        message = f"{func}: all tensors must be on one device; got {q.device}, {mask.device}. Move them to one."
+        raise BackendMismatchError(message)
+
+
 def _checked(
     func: str, q: Tensor, k: Any, v: Tensor, landmarks: Any, hidden: Tensor | None, *, optional: tuple[str, ...] = ("landmarks",)
 ) -> list[Any]:

@@ -48,6 +48,9 @@ def landmark_grid(count: int, grid: Grid) -> Grid:
     if len(grid) == 1:
         return (count,)
     height, width = grid
+    if is_open(grid):  # in a program for images of any size: the cells of a square
+        rows = math.isqrt(count)
+        return (rows, count // rows)
     best, chosen = 0.0, (1, 1)
     for rows in range(1, min(height, count) + 1):
         columns = min(width, count // rows)
@@ -70,8 +73,26 @@ def as_heads(image: Tensor, heads: int) -> Tensor:
     return tokens.reshape(tokens.shape[0], heads, -1, tokens.shape[2]).mT
 
 
+def is_open(grid: Grid) -> bool:
+    """Is a side left open, in a program that is exported for grids of any size?"""
+    return any(isinstance(side, torch.SymInt) for side in grid)
+
+
+def _cell_weights(side: int, cells: int, like: Tensor) -> Tensor:
+    """Weights (cells, side) of the means that adaptive pooling takes, from operations that every export knows."""
+    cell, place = torch.arange(cells, device=like.device)[:, None], torch.arange(side, device=like.device)
+    start, stop = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
+    inside = ((place >= start) & (place < stop)).to(like.dtype)
+    return inside / inside.sum(-1, keepdim=True)
+
+
 def pooled(image: Tensor, cells: Grid) -> Tensor:
     """Means over a grid of cells; the image itself where it has that size already."""
+    if is_open(tuple(image.shape[2:])):
+        for axis, count in enumerate(cells, start=2):
+            weights = _cell_weights(image.shape[axis], count, image)
+            image = (weights @ image) if axis == image.ndim - 2 else (image @ weights.mT)
+        return image
     if tuple(image.shape[2:]) == tuple(cells):
         return image
     return F.adaptive_avg_pool1d(image, cells[0]) if len(cells) == 1 else F.adaptive_avg_pool2d(image, (cells[0], cells[1]))
@@ -167,8 +188,13 @@ class RandomLandmarks(_Counted):
 
     def __init__(self, count: int, seed: int = 0) -> None:
         super().__init__(count)
-        offsets = torch.rand(count, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
-        self.register_buffer("offsets", offsets.float(), persistent=False)
+        self.seed = seed
+        self.register_buffer("offsets", self.drawn_offsets(), persistent=False)
+
+    def drawn_offsets(self) -> Tensor:
+        """Where in its stretch each landmark lies, in [0, 1): the same for equal seeds."""
+        offsets = torch.rand(self.count, generator=torch.Generator("cpu").manual_seed(self.seed), dtype=torch.float64, device="cpu")
+        return offsets.float()
 
     def places(self, length: Tensor | int, count: int) -> Tensor:
         """Token numbers, shape (count,) or, with a tensor of lengths (batch, 1), (batch, count)."""
@@ -251,11 +277,11 @@ def conv_landmarks(
     if hidden is not None:
         q = q.masked_fill(hidden[:, None, :, None], 0)
     cells = grid if count is None else tuple(ratio * side for side in landmark_grid(count, grid))
-    if cells == tuple(grid):
+    if not is_open(grid) and cells == tuple(grid):
         image = q.reshape(batch * heads, *grid, width).movedim(-1, 1)  # channels last
     else:
         image = pooled(as_image(q, grid), cells).reshape(batch * heads, width, *cells)
-    if count is None and min(grid) < ratio:
+    if count is None and not is_open(grid) and min(grid) < ratio:
         missing = [max(0, ratio - side) for side in reversed(grid)]
         image = F.pad(image, [amount for side in missing for amount in (0, side)], mode="replicate")
     tokens = as_heads(convolution(image), 1).reshape(batch, heads, -1, width)
