@@ -100,10 +100,7 @@ def fit_ridge(sums: RowSums, ridges: float | Sequence[float] | None = None, *, d
     largest = float(values[-1]) if len(values) and values[-1] > 0 else 1.0
     usable = values > len(values) * _arrays.eps(sums.gram.dtype) * largest
     g, z = np.where(usable, values, 0.0), np.where(usable[:, None], rotation.T @ sums.cross, 0.0)
-    path = largest * np.geomspace(1.0, LOWEST[dtype], GRID) if ridges is None else np.atleast_1d(np.asarray(ridges, dtype=np.float64))
-    if path.ndim != 1 or not len(path) or not np.all(np.isfinite(path)) or not np.all(path > 0):
-        message = f"{func}: ridges must be positive, finite numbers; got others, or none. Pass such, or None for a path of {GRID}."
-        raise ParameterError(message)
+    path = largest * np.geomspace(1.0, LOWEST[dtype], GRID) if ridges is None else _path(ridges, func=func)
     safe = np.where(g > 0, g, 1.0)
     floor = np.maximum(sums.squares - (z * z / safe[:, None]).sum(axis=0), 0.0)
     shrunk = (path[:, None] / (g + path[:, None])) ** 2 / safe  # (L, r)
@@ -119,3 +116,13 @@ def fit_ridge(sums: RowSums, ridges: float | Sequence[float] | None = None, *, d
     ridge = path[best]
     w = rotation @ (z / (g[:, None] + ridge))
     return RidgeFit(w, sums.target_mean - sums.feature_mean @ w, ridge, path, scores, freedom[best])
+
+
+def _path(ridges: Any, *, func: str) -> Host:
+    """One positive number or several, as an array."""
+    several = isinstance(ridges, list | tuple) or getattr(ridges, "ndim", 0) == 1
+    values = [_arrays.real_scalar(value, func=func, name="ridges") for value in (ridges if several else [ridges])]
+    if not values:
+        message = f"{func}: ridges must have at least one value; got none. Pass positive numbers, or None for a path of {GRID}."
+        raise ParameterError(message)
+    return np.array(values)

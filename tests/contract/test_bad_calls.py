@@ -20,7 +20,7 @@ import softlinalg.torch
 from softlinalg.errors import SoftlinalgError, SoftlinalgWarning
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
-SECONDS = 0.6
+SECONDS = 0.2
 """Of bad calls per function, unless HYPOTHESIS_PROFILE=thorough asks for all of `CALLS`."""
 CALLS = 10_000
 SLOWEST = 20.0
