@@ -92,7 +92,7 @@ def _feature_dtype(dtype: Any, *, func: str) -> np.dtype[Any]:
         wanted = np.dtype(dtype)
     except (TypeError, ValueError, SyntaxError, OverflowError):
         wanted = None
-    if wanted not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if wanted is None or wanted not in (np.dtype(np.float32), np.dtype(np.float64)):  # None equals the default type
         message = f"{func}: dtype must be float32 or float64; got {str(wanted)[:40] if wanted else shown(dtype)}. Choose one of these."
         raise ParameterError(message)
     return wanted

@@ -126,12 +126,13 @@ def _path(rng: np.random.Generator) -> Any:
 def _source(rng: np.random.Generator) -> Any:
     """Rows from what is no array: functions, iterators and lists of blocks, good and bad."""
     x, y = np.ones((6, 3)) * np.arange(6)[:, None], np.arange(6.0)
+    nan, inf = np.full((6, 3), np.nan), np.full(6, np.inf)
     blocks: tuple[list[Any], ...] = (
         [x, x], [(x, y)], [(x, y), x], [x, x[:, :2]], [x, None], [], [None], [(x, y[:3])], [(x, y, y)], [x[0]], ["x"], [x + 1j], [x.astype(str)],
-        [x * np.nan], [x[:0]], [x[:0], x], [(x, "y")], [(x, y * np.inf)], [torch.ones(3, 3)], [sparse.csr_matrix(x)], [[1.0, 2.0]], [Hostile()],
+        [nan], [x[:0]], [x[:0], x], [(x, "y")], [(x, inf)], [torch.ones(3, 3)], [sparse.csr_matrix(x)], [[1.0, 2.0]], [Hostile()],
     )  # fmt: skip
     chosen = blocks[rng.integers(len(blocks))]
-    ways: tuple[Any, ...] = (lambda: iter(chosen), iter(chosen), chosen, (block for block in chosen), lambda: None, lambda a: a, _broken)
+    ways: tuple[Any, ...] = (lambda: iter(chosen), iter(chosen), chosen, (block for block in chosen), lambda: None, lambda: 3, _broken)
     return ways[rng.integers(len(ways))] if rng.random() < 0.8 else _path(rng)
 
 

@@ -124,7 +124,7 @@ def describe(entry: Public, seed: int) -> str:
         value = arguments[name]
         shown.append(
             f"{name}={type(value).__name__}{tuple(value.shape)} {value.dtype}"
-            if hasattr(value, "shape") and hasattr(value, "dtype")
+            if not isinstance(value, type) and hasattr(value, "shape") and hasattr(value, "dtype")
             else f"{name}={value!r}"[:120]
         )
     return f"{entry.name}({', '.join(shown)}) [check_call(BY_NAME[{entry.name!r}], {seed})]"
