@@ -88,10 +88,9 @@ def open_rows(
 
 def _feature_dtype(dtype: Any, *, func: str) -> np.dtype[Any]:
     """float32 or float64 from a setting that names one of them."""
-    try:
+    wanted: np.dtype[Any] | None = None
+    with contextlib.suppress(TypeError, ValueError, SyntaxError, OverflowError):
         wanted = np.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError, OverflowError):
-        wanted = None
     if wanted is None or wanted not in (np.dtype(np.float32), np.dtype(np.float64)):  # None equals the default type
         message = f"{func}: dtype must be float32 or float64; got {str(wanted)[:40] if wanted else shown(dtype)}. Choose one of these."
         raise ParameterError(message)
