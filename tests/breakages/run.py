@@ -14,9 +14,12 @@ has to follow the code that it was taken from.
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -29,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import kit
 from table import BREAKAGES, Breakage
-from table_kit import KIT_BREAKAGES, OUT_OF_SCOPE
+from table_kit import KIT_BREAKAGES, OUT_OF_SCOPE, SURVIVORS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -175,7 +178,7 @@ def _kit_table(rows: Sequence[tuple[Breakage, bool, str]]) -> str:
         "python tests/breakages/run.py --with-kit --table docs/benchmarks/planted-bugs.md",
         "```",
         "",
-        f"{noticed} of {len(rows)} are noticed.",
+        f"{noticed} of {len(rows)} are noticed. {_machine()}.",
         "",
         "| planted bug | file | noticed by | law that fails |",
         "| --- | --- | --- | --- |",
@@ -183,9 +186,18 @@ def _kit_table(rows: Sequence[tuple[Breakage, bool, str]]) -> str:
     for breakage, found, output in rows:
         check, _, words = output.partition(": ")
         lines.append(f"| `{breakage.name}` | `{breakage.file}` | {check if found else '**nothing**'} | {_law(words) if found else ''} |")
+    survivors = [breakage.name for breakage, found, _ in rows if not found]
+    if survivors:
+        lines += ["", "Not noticed:", "", *(f"- `{name}`: {SURVIVORS.get(name, 'a law is missing')}." for name in survivors)]
     lines += ["", "Left out, because they change nothing that the kit measures (the tests of the package notice them):", ""]
     lines += [f"- `{name}`: {reason}." for name, reason in OUT_OF_SCOPE.items()]
     return "\n".join(lines) + "\n"
+
+
+def _machine() -> str:
+    """Where and when the table was made."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "scipy", "softlinalg"))
+    return f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}, {versions}"
 
 
 def _law(words: str) -> str:
