@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import is_dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,8 +23,9 @@ from softlinalg._nystrom import NystromDecomposition, nystrom
 from softlinalg._nystrom_core import RowStore, Wide, check_rows, kernel_unit, optional_count
 from softlinalg._nystrom_solve import preconditioner_core
 from softlinalg._ridge_sums import checked_targets, checked_weights
+from softlinalg._settings import flag, is_one_of, shown
 from softlinalg._typing import Array, Namespace, RngLike
-from softlinalg.errors import ConvergenceError, ConvergenceWarning, ParameterError, ShapeError
+from softlinalg.errors import ConvergenceError, ConvergenceWarning, ParameterError, RangeError, ShapeError
 
 __all__ = ["KernelRidgeSolution", "exact_ridge", "solve_kernel_ridge"]
 
@@ -102,7 +104,8 @@ def solve_kernel_ridge(
         Not negative: the system is then (K + ridge diag(1 / weights)) w = y, the minimum of sum s_i (y_i - f(x_i))^2 + ridge |f|^2,
         and w is zero where the weight is.
     approximation : NystromDecomposition, optional
-        Of k(x, x), for the preconditioner. Default: made here.
+        Of k(x, x) with the same kernel, for the preconditioner; a length scale of "median" is then that of its kernel. Default: made
+        here.
     rank : int, optional
         Landmarks of the one made here. Default: 4 sqrt(n).
     tol : float, optional
@@ -125,6 +128,8 @@ def solve_kernel_ridge(
     Raises
     ------
     ShapeError, DTypeError, NonFiniteError, BackendMismatchError, ParameterError
+    RangeError
+        The result overflows.
     ConvergenceError
         ``on_failure="raise"`` and the residual is above `tol`; its `info` is the solution as far as it came.
 
@@ -163,8 +168,9 @@ def solve_kernel_ridge(
     targets = _arrays.detach(checked_targets(y, n, func=func, xp=xp))
     if weights is not None:
         checked_weights(weights, n, func=func, xp=xp)
-    if on_failure not in ("warn", "raise", "ignore"):
-        message = f'{func}: on_failure must be "warn", "raise" or "ignore"; got {str(on_failure)[:40]!r}. Choose one of these.'
+    progress = flag(progress, func=func, name="progress")
+    if not is_one_of(on_failure, ("warn", "raise", "ignore")):
+        message = f'{func}: on_failure must be "warn", "raise" or "ignore"; got {shown(on_failure)}. Choose one of these.'
         raise ParameterError(message)
     ridge = _inputs.real_scalar(ridge, func=func, name="ridge")
     compute = _arrays.compute_dtype(dtype, xp=xp)
@@ -173,9 +179,8 @@ def solve_kernel_ridge(
     if approximation is None:
         count = optional_count(rank, func=func, name="rank", maximum=n) or min(n, RANK_FACTOR * math.isqrt(n) + 1)
         approximation = nystrom(x, kernel, rank=count, rng=rng, chunk_size=chunk_size, progress=progress)
-    elif approximation.shape[0] != n:
-        message = f"{func}: approximation must be of k(x, x) with its {n} rows; got one of {approximation.shape[0]}. Leave it out."
-        raise ShapeError(message)
+    else:
+        _check_approximation(approximation, x, kernel, func=func)
     system = _System(x, approximation, ridge, weights, chunk_size=chunk_size, func=func, xp=xp)
     with _bar(cap, shown=progress) as report:
         found = _solve(system, targets, dtype, tol, cap, report)
@@ -190,6 +195,24 @@ def solve_kernel_ridge(
             raise ConvergenceError(message, result)
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
     return result
+
+
+def _check_approximation(d: Any, x: Array, kernel: Any, *, func: str) -> None:
+    """Raise unless it is a decomposition of k(x, x), as far as that can be seen: its kernel is the one that is solved with."""
+    if not isinstance(d, NystromDecomposition):
+        message = f"{func}: approximation must be a NystromDecomposition; got {shown(d)}. Pass nystrom(x, kernel, ...), or leave it out."
+        raise ParameterError(message)
+    _inputs.prepare(func, {"x": x, "approximation": d.landmarks})
+    if d.shape[0] != x.shape[0] or d.landmarks.shape[1] != x.shape[1]:
+        got = f"one of {d.shape[0]} rows in {d.landmarks.shape[1]} dimensions"
+        message = f"{func}: approximation must be of k(x, x), with x of shape {tuple(x.shape)}; got {got}. Leave it out."
+        raise ShapeError(message)
+    settled = kernel
+    if is_dataclass(kernel) and isinstance(getattr(kernel, "length_scale", None), str) and hasattr(d.kernel, "length_scale"):
+        settled = replace(kernel, length_scale=d.kernel.length_scale)  # type: ignore[type-var]
+    if settled is not d.kernel and (type(settled) is not type(d.kernel) or not is_dataclass(settled) or settled != d.kernel):
+        message = f"{func}: approximation must be of the kernel given; got one of {str(d.kernel)[:60]}. Pass its kernel, or leave it out."
+        raise ParameterError(message)
 
 
 def exact_ridge(
@@ -376,7 +399,12 @@ def _certified(
 ) -> KernelRidgeSolution:
     """The solution in the dtype asked for, with the residual of those numbers."""
     wide, wxp, xp = system.wide, system.wide.xp, system.xp
-    value = wide.narrow(system.scaled(u) * size, dtype)
+    with _arrays.quiet(u):
+        value = wide.narrow(system.scaled(u) * size, dtype)
+    if not bool(xp.all(xp.isfinite(value))):
+        kind = _arrays.dtype_name(dtype)
+        message = f"{system.func}: the result must fit {kind}; got one that overflows. Scale y down, or pass a larger ridge."
+        raise RangeError(message)
     if _arrays.eps(dtype) > _arrays.eps(wide.dtype):
         rounded = wide.widen(value) / size
         if system.root is None:
@@ -386,9 +414,10 @@ def _certified(
             u = wxp.where(positive, rounded / wxp.where(positive, system.root, wxp.ones_like(system.root)), u)
         norms = _norms(b - system.apply(u, in_float64=True), xp=wxp)
     heaviest = 1.0 if system.root is None else float(wxp.max(system.root))
-    bound = (norms + system.rounding() * _norms(u, xp=wxp)) * size * heaviest / system.ridge
     real = _arrays.compute_dtype(dtype, xp=xp)
-    return KernelRidgeSolution(value, _bool(norms <= tol, system), wide.narrow(norms, real), wide.narrow(bound, real), steps, starts)
+    with _arrays.quiet(u):  # a bound may be infinite
+        bound = wide.narrow((norms + system.rounding() * _norms(u, xp=wxp)) * size * heaviest / system.ridge, real)
+    return KernelRidgeSolution(value, _bool(norms <= tol, system), wide.narrow(norms, real), bound, steps, starts)
 
 
 def _bool(flags: Array, system: _System) -> Array:
@@ -469,7 +498,8 @@ def _norms(a: Array, *, xp: Namespace) -> Array:
     """Euclidean norms of the columns; nothing overflows that need not."""
     largest = xp.max(xp.abs(a), axis=0)
     scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    return scale * xp.sqrt(xp.sum((a / scale) ** 2, axis=0))
+    with _arrays.quiet(a):
+        return scale * xp.sqrt(xp.sum((a / scale) ** 2, axis=0))
 
 
 def _bar(total: int, *, shown: bool) -> AbstractContextManager[Callable[[int, float], Any]]:

@@ -27,7 +27,7 @@ from softlinalg import _arrays, _inputs
 from softlinalg._kernels import kernel_from_dict
 from softlinalg._nystrom_core import FeatureMap, Summary, Wide
 from softlinalg._nystrom_fit import Fit
-from softlinalg._settings import flag, shown
+from softlinalg._settings import file_path, flag, shown
 from softlinalg.errors import CheckpointCorruptError, CheckpointVersionError, DTypeError, ParameterError, ShapeError
 
 __all__ = ["json_bytes", "kernel_entries", "load_decomposition", "replacing", "save_decomposition"]
@@ -89,10 +89,7 @@ def save_decomposition(d: Any, path: str | os.PathLike[str], *, include_features
 
 def _container(path: str | os.PathLike[str], *, func: str) -> tuple[Path, Any]:
     """The path, and the format that its extension names."""
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or "\0" in os.fspath(path):
-        message = f"{func}: path must be a string or a path, without null characters; got {shown(path)}. Pass the name of a file."
-        raise ParameterError(message)
-    target = Path(path)
+    target = file_path(path, func=func)
     kind = target.suffix.lower()
     if kind not in (".npz", ".safetensors"):
         message = f"{func}: path must end in .npz or .safetensors; got {target.name[-60:]!r}. Choose one of these extensions."

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from softlinalg.errors import ParameterError
 
-__all__ = ["flag", "is_one_of", "shown", "whole_number"]
+__all__ = ["file_path", "flag", "is_one_of", "shown", "whole_number"]
 
 
 def shown(value: Any) -> str:
@@ -29,6 +31,14 @@ def is_one_of(value: Any, known: Iterable[Any]) -> bool:
     if value is None or isinstance(value, bool):
         return any(value is item for item in known)
     return isinstance(value, str) and value in [item for item in known if isinstance(item, str)]
+
+
+def file_path(value: Any, *, func: str, name: str = "path") -> Path:
+    """A path from a setting that is one."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str) or "\0" in os.fspath(value):
+        message = f"{func}: {name} must be a string or a path, without null characters; got {shown(value)}. Pass the name of a file."
+        raise ParameterError(message)
+    return Path(value)
 
 
 def flag(value: Any, *, func: str, name: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from softlinalg._nystrom_fit import Fit
 from softlinalg._ridge_regression import RidgeModel, checked_ridges, ridge_model
 from softlinalg._ridge_sums import RidgeSums, sums_from_moments
 from softlinalg._rng import as_generator
+from softlinalg._settings import file_path, flag, whole_number
 from softlinalg._streaming_checkpoint import Checkpoint, Progress
 from softlinalg._streaming_files import open_rows
 from softlinalg._streaming_plan import Plan, Request, make_plan
@@ -277,8 +277,8 @@ def nystrom_stream(
     kept = None
     if checkpoint is not None:
         seconds = _inputs.real_scalar(checkpoint_seconds, func=func, name="checkpoint_seconds", strict=False)
-        kept = Checkpoint(Path(checkpoint), _settings(call, rows.rows, rng), seconds, func)
-    engine = LocalEngine(rows, chunk_size=call.chunk_size, threads=threads, progress=bool(progress), func=func)
+        kept = Checkpoint(file_path(checkpoint, func=func, name="checkpoint"), _settings(call, rows.rows, rng), seconds, func)
+    engine = LocalEngine(rows, chunk_size=call.chunk_size, threads=threads, progress=call.request.progress, func=func)
     plan, summary, sums = stream(engine, call, kept, prefix=_prefix(engine, call))
     reader = RowReader(rows, int(sums.rows)) if rows.can_restart else None
     return assembled(plan, summary, sums, reader, call)
@@ -363,14 +363,14 @@ def checked_call(
         rtol=None if rtol is None else _inputs.real_scalar(rtol, func=func, name="rtol", maximum=0.5),
         rng=own,
         dtype=str(np.dtype(dtype)),
-        progress=bool(progress),
+        progress=flag(progress, func=func, name="progress"),
     )
     return Call(
         request=request,
         landmarks=points,
         sample=_sample_size(sample, m, columns, dtype, given=points is not None, func=func),
         seed=seed,
-        lloyd_passes=0 if lloyd_passes == 0 else optional_count(lloyd_passes, func=func, name="lloyd_passes") or 0,
+        lloyd_passes=whole_number(lloyd_passes, func=func, name="lloyd_passes", minimum=0),
         chunk_size=chunk or default_chunk_size(m, columns),
         columns=columns,
         targets=targets,

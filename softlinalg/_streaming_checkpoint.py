@@ -6,6 +6,7 @@ lists one after the other, and the SHA-256 of everything before. Numbers and JSO
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -187,7 +188,7 @@ class Checkpoint:
         CheckpointError
             Other settings wrote it.
         """
-        for leftover in self.path.parent.glob(f".{self.path.name[:80]}.{'[0-9a-f]' * 32}.tmp"):
+        for leftover in self.path.parent.glob(f".{glob.escape(self.path.name[:80])}.{'[0-9a-f]' * 32}.tmp"):
             leftover.unlink(missing_ok=True)
         if not self.path.exists():
             return None

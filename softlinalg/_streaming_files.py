@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from softlinalg._settings import file_path, flag, shown
 from softlinalg._streaming_sources import ArrayRows, Block, Host, MappedRows, RowSource, real_dtype
 from softlinalg.errors import InputError, ParameterError, ShapeError, SoftlinalgError
 
@@ -79,7 +80,8 @@ def open_rows(
     50
     >>> folder.cleanup()
     """
-    func, file = "open_rows", Path(path)
+    func = "open_rows"
+    file = file_path(path, func=func)
     kind = next((suffix for suffix in FILE_SUFFIXES if file.name.lower().endswith(suffix)), None)
     if kind is None:
         message = (
@@ -89,9 +91,10 @@ def open_rows(
     if not file.is_file():
         message = f"{func}: path must be a file; got {str(file)[-120:]!r}. Check the name."
         raise FileNotFoundError(message)
-    wanted = None if dtype is None else np.dtype(dtype)
-    if wanted not in (None, np.dtype(np.float32), np.dtype(np.float64)):
-        message = f"{func}: dtype must be float32 or float64; got {wanted}. Choose one of these."
+    wanted = None if dtype is None else _feature_dtype(dtype, func=func)
+    header = None if header is None else flag(header, func=func, name="header")
+    if not isinstance(delimiter, str) or len(delimiter) != 1:
+        message = f"{func}: delimiter must be one character; got {shown(delimiter)}. Pass the one between two columns."
         raise ParameterError(message)
     if kind == ".npy":
         return _open_npy(file, columns, targets, wanted, func=func)
@@ -100,17 +103,27 @@ def open_rows(
     return _Csv(file, columns, targets, wanted, header=header, delimiter=delimiter, func=func)
 
 
+def _feature_dtype(dtype: Any, *, func: str) -> np.dtype[Any]:
+    """float32 or float64 from a setting that names one of them."""
+    wanted: np.dtype[Any] | None = None
+    with contextlib.suppress(TypeError, ValueError, SyntaxError, OverflowError):
+        wanted = np.dtype(dtype)
+    if wanted is None or wanted not in (np.dtype(np.float32), np.dtype(np.float64)):  # None equals the default type
+        message = f"{func}: dtype must be float32 or float64; got {str(wanted)[:40] if wanted else shown(dtype)}. Choose one of these."
+        raise ParameterError(message)
+    return wanted
+
+
 class _Columns:
     """Which columns of a table are features and which are targets."""
 
     def __init__(self, names: Sequence[str], columns: Any, targets: Any, *, func: str, file: Path) -> None:
         self._names, self._func, self._file = list(names), func, file
-        wanted = [] if targets is None else [targets] if isinstance(targets, str | int) else list(targets)
-        self.targets = [self._place(name, "targets") for name in wanted]
+        self.targets = [] if targets is None else self._places(targets, "targets")
         if columns is None:
             self.features = [place for place in range(len(names)) if place not in set(self.targets)]
         else:
-            self.features = [self._place(name, "columns") for name in columns]
+            self.features = self._places(columns, "columns")
         both = [*self.features, *self.targets]
         if len(set(both)) < len(both):
             message = f"{func}: columns and targets must name each column once; got one twice. Leave it out of one of them."
@@ -121,16 +134,20 @@ class _Columns:
         self.names = tuple(self._names[place] for place in self.features)
         self.target_names = tuple(self._names[place] for place in self.targets)
 
-    def _place(self, name: str | int, argument: str) -> int:
+    def _places(self, names: Any, argument: str) -> list[int]:
+        """The numbers of one column or several."""
+        if isinstance(names, list | tuple | range) or (isinstance(names, np.ndarray) and names.ndim == 1):
+            return [self._place(name, argument) for name in names]
+        return [self._place(names, argument)]
+
+    def _place(self, name: Any, argument: str) -> int:
         count = len(self._names)
         if isinstance(name, str) and name in self._names:
             return self._names.index(name)
-        if isinstance(name, int) and not isinstance(name, bool) and -count <= name < count:
-            return name % count
-        shown = ", ".join(self._names[:12]) + (", ..." if count > 12 else "")
-        message = (
-            f"{self._func}: {argument} must be among the columns of {self._file.name[-60:]!r}; got {str(name)[:40]!r}. It has: {shown}"
-        )
+        if isinstance(name, int | np.integer) and not isinstance(name, bool) and -count <= name < count:
+            return int(name) % count
+        known = " ".join(f"It has: {', '.join(self._names[:12])}{', ...' if count > 12 else ''}".split())
+        message = f"{self._func}: {argument} must be among the columns of {self._file.name[-60:]!r}; got {shown(name)}. {known}"
         raise ParameterError(message[:399] + ".")
 
 

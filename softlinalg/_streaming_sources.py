@@ -125,7 +125,7 @@ class ArrayRows:
         self._x, self._y, self._func = x, y, func
         self.rows: int | None = int(x.shape[0])
         self.columns = int(x.shape[1])
-        self.dtype = real_dtype(_as_host(x[:0], func=func, name="source").dtype, func=func, name="source")
+        self.dtype = real_dtype(_as_host(_slice(x, 0, 0), func=func, name="source").dtype, func=func, name="source")
         self.targets = 0
         if y is not None:
             if len(y.shape) not in (1, 2) or y.shape[0] != self.rows or 0 in y.shape:
@@ -152,24 +152,37 @@ class ArrayRows:
         return np.concatenate([part for part, _ in parts]), y
 
     def _some(self, indices: Host) -> Block:
-        x = np.array(_as_host(self._x[indices], func=self._func, name="source"), dtype=self.dtype)
+        x = np.array(_as_host(_rows(self._x, indices), func=self._func, name="source"), dtype=self.dtype)
         _give_back(self._x, int(indices[0]), int(indices[-1]) + 1)
         _check_rows("source", x, indices, func=self._func)
         if self._y is None:
             return x, None
-        y = np.array(_as_host(self._y[indices], func=self._func, name="targets"), dtype=np.float64).reshape(len(indices), -1)
+        y = np.array(_as_host(_rows(self._y, indices), func=self._func, name="targets"), dtype=np.float64).reshape(len(indices), -1)
         _give_back(self._y, int(indices[0]), int(indices[-1]) + 1)
         _check_rows("targets", y, indices, func=self._func)
         return x, y
 
     def _copy(self, a: Any, first: int, last: int, dtype: Any, name: str) -> Host:
         try:
-            values = np.array(_as_host(a[first:last], func=self._func, name=name), dtype=dtype)
+            values = np.array(_as_host(_slice(a, first, last), func=self._func, name=name), dtype=dtype)
         except OSError as error:
             message = f"{self._func}: {name} must be readable; got {error} at rows {first} to {last - 1}. Repair the file."
             raise InputError(message) from error
         _give_back(a, first, last)
         return values.reshape(last - first, -1)
+
+
+def _rows(a: Any, indices: Host) -> Any:
+    """Rows by their numbers, of an array that perhaps takes no arrays of NumPy for numbers of rows."""
+    try:
+        return a[indices]
+    except (IndexError, TypeError):
+        return np.concatenate([np.asarray(_arrays.to_numpy(_slice(a, i, i + 1))) for i in indices.tolist()])
+
+
+def _slice(a: Any, first: int, last: int) -> Any:
+    """Rows first..last, with all axes named: some libraries ask for that."""
+    return a[(slice(first, last), *[slice(None)] * (len(a.shape) - 1))]
 
 
 def _give_back(x: Any, first: int, last: int) -> None:
@@ -211,7 +224,7 @@ class IteratedRows:
         self._begin: Callable[[], Iterable[Any]] = begin if callable(begin) else lambda: begin
         self._first: Any = None
         self._rest: Iterator[Any] | None = None
-        iterator = iter(self._begin())
+        iterator = self._anew()
         first = next(iterator, None)
         if first is None:
             message = f"{func}: source must have rows; got an iterator without blocks. Pass a new one, or a function that makes one."
@@ -225,7 +238,7 @@ class IteratedRows:
     def blocks(self, start: int = 0, *, length: int | None = None) -> Iterator[Block]:
         """Blocks as they come, without the first `start` rows."""
         if self.can_restart:
-            iterator = iter(self._begin())
+            iterator = self._anew()
         else:
             if self._rest is None:
                 message = f"{self._func}: source must be a function that makes iterators, to be read twice; got an iterator. Pass such."
@@ -247,6 +260,18 @@ class IteratedRows:
                 f"{self._func}: source must give all of its {self.rows} rows; got {position}. It ended early, or was announced wrongly."
             )
             raise InputError(message)
+
+    def _anew(self) -> Iterator[Any]:
+        """The iterator from its beginning; what a function of the caller's raises is passed on."""
+        begun = self._begin()
+        try:
+            return iter(begun)
+        except TypeError as error:
+            message = (
+                f"{self._func}: source must be a function that makes iterators; got one that returns {type(begun).__name__[:60]}. "
+                "Yield the blocks, or return an iterator."
+            )
+            raise ParameterError(message) from error
 
     def _pair(self, item: Any) -> Block:
         x, y = item if isinstance(item, tuple) and len(item) == 2 else (item, None)

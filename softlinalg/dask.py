@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dask
@@ -25,6 +24,7 @@ from softlinalg._nystrom_core import optional_count, progress_bar
 from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._ridge_regression import RidgeModel
 from softlinalg._ridge_sums import RidgeSums
+from softlinalg._settings import file_path
 from softlinalg._streaming import Settings, StreamedNystrom, assembled, checked_call, stream
 from softlinalg._streaming_files import open_rows
 from softlinalg._streaming_plan import Plan
@@ -220,7 +220,7 @@ def open_npy(path: str | os.PathLike[str], *, chunk_size: int = 65_536) -> Any:
     """
     func = "softlinalg.dask.open_npy"
     step = optional_count(chunk_size, func=func, name="chunk_size") or 1
-    file = Path(path).absolute()
+    file = file_path(path, func=func).absolute()
     if file.suffix.lower() != ".npy":
         message = f"{func}: path must end in .npy; got {file.name[-60:]!r}. Read other files with dask.dataframe or dask.array."
         raise ParameterError(message)

@@ -26,7 +26,7 @@ def _load() -> ModuleType:
 RUN = _load()
 
 
-@pytest.mark.parametrize("breakage", RUN.BREAKAGES, ids=lambda breakage: breakage.name)
+@pytest.mark.parametrize("breakage", [*RUN.BREAKAGES, *RUN.KIT_BREAKAGES], ids=lambda breakage: breakage.name)
 def test_every_snippet_occurs_once_and_breaks_to_valid_python(breakage: object) -> None:
     assert RUN.occurrences(breakage) == 1
     source = (RUN.ROOT / "softlinalg" / breakage.file).read_text(encoding="utf-8")

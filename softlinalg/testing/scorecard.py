@@ -135,6 +135,22 @@ def _pypi_nystrom_attention() -> Callable[..., Any]:
     return pinv
 
 
+def _pypi_attention() -> Callable[..., Any]:
+    import torch
+
+    import softlinalg
+
+    inverse = _pypi_nystrom_attention()
+
+    def attend(q: Any, v: Any, landmarks: Any) -> Any:
+        """C Z (C^T v), with Z the package's inverse of W + 0.01 I."""
+        scale = q.shape[-1] ** 0.25
+        c, w = (softlinalg.gaussian_kernel(z, landmarks, length_scale=scale) for z in (q, landmarks))
+        return c @ (inverse(w + 0.01 * torch.eye(w.shape[-1], dtype=w.dtype)) @ (c.mT @ v))
+
+    return attend
+
+
 def _sklearn_kernel() -> Callable[..., Any]:
     from sklearn.metrics.pairwise import rbf_kernel
 
@@ -233,6 +249,17 @@ ENTRIES = (
         kind="attention",
         make=_ours("soft_attention", inverse="published"),
         note="20 Newton steps for the inverse, as published with SOFT",
+    ),
+    Entry(
+        name="soft attention with nystrom_attention: moore_penrose_iter_pinv",
+        kind="attention",
+        make=_pypi_attention,
+        needs=("torch", "nystrom_attention"),
+        settings={"backend": "torch"},
+        note=(
+            "kernels of `softlinalg.gaussian_kernel`, and the function of the package nystrom-attention of PyPI for the inverse of"
+            " W + 0.01 I (its own attention, of softmax, is another function, for which these laws do not speak)"
+        ),
     ),
 )
 

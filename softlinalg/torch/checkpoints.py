@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from softlinalg._settings import flag, shown
+from softlinalg._settings import file_path, flag, shown
 from softlinalg.errors import CheckpointCorruptError, CheckpointError, ParameterError
 from softlinalg.torch.backbones import resized_positions
 
@@ -136,11 +136,12 @@ def load_published_weights(
     >>> load_published_weights(torch.nn.Linear(2, 2), {"state_dict": source.state_dict()}).loaded
     ('weight', 'bias')
     """
-    strict = flag(strict, func="load_published_weights", name="strict")
+    func = "load_published_weights"
+    strict = flag(strict, func=func, name="strict")
     if entry is not None and not isinstance(entry, str):
         message = f"load_published_weights: entry must be None or a name; got {shown(entry)}. Leave it out."
         raise ParameterError(message)
-    found: Mapping[str, Any] = weights if isinstance(weights, Mapping) else _read(_path("load_published_weights", "weights", weights))
+    found: Mapping[str, Any] = weights if isinstance(weights, Mapping) else _read(file_path(weights, func=func, name="weights"))
     tensors, source = _unwrapped(found, entry)
     own = model.state_dict()
     tensors = _renamed(tensors, own)
@@ -171,14 +172,6 @@ def load_published_weights(
         for name, value in fits.items():
             own[name].copy_(value)
     return report
-
-
-def _path(func: str, name: str, path: Any) -> Path:
-    """A path from a setting that is one."""
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or "\0" in os.fspath(path):
-        message = f"{func}: {name} must be a path without null characters; got {shown(path)}. Pass the name of a file."
-        raise ParameterError(message)
-    return Path(path)
 
 
 def _complaint(report: LoadReport) -> str:
@@ -405,7 +398,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], *, metadata: Ma
     ...     print(load_published_weights(torch.nn.Linear(2, 2), path).loaded)
     ('weight', 'bias')
     """
-    target = _path("save_weights", "path", path)
+    target = file_path(path, func="save_weights")
     if target.suffix.lower() != ".safetensors":
         message = f"save_weights: path must end in .safetensors; got {target.name[-60:]!r}. Change the extension."
         raise ParameterError(message)

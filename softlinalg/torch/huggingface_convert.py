@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from softlinalg import _arrays
+from softlinalg import _inputs
 from softlinalg._settings import shown
 from softlinalg.errors import ConvergenceError, ParameterError
 from softlinalg.torch import huggingface_attention
@@ -85,7 +85,7 @@ def convert(
     form of softmax attention as Gaussian attention is not offered: its row sums lose their sign.
     """
     func = "convert"
-    limit = _arrays.real_scalar(max_error, func=func, name="max_error")
+    limit = _inputs.real_scalar(max_error, func=func, name="max_error")
     if not hasattr(model, "set_attn_implementation"):
         message = f"{func}: model must be one of transformers; got {shown(model)}. Use clustered_softmax_attention in your own."
         raise ParameterError(message)

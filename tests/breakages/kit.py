@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 
@@ -45,6 +46,23 @@ def vague_ranks() -> None:
         case = build_matrix(shape=(5, 5), s=(1.0, 0.5, 1e-15 * (1 + seed / 8)), seed=seed)
         claimed = int(softlinalg.certified_pinv(case.A).rank)
         assert claimed == -1 or seed not in range(2, 10), f"rank {claimed} claimed for {case!r}"
+
+
+def loose_bounds() -> None:
+    """Diagonal matrices, few steps, and errors in fractions: bounds are then equal to the errors but for rounding, and must hold."""
+    for c in (0.3, 0.5, 0.7, *(1 - 0.7**k for k in range(10, 60, 2))):
+        matrix = np.diag([1.0, c])
+        for tol in (0.5, 0.01):
+            for ridge in (0.0, 0.25):
+                if ridge:
+                    result = softlinalg.certified_ridge_inverse(matrix, ridge, method="newton", tol=tol, on_failure="raise")
+                else:
+                    result = softlinalg.certified_pinv(matrix, method="newton", tol=tol, rtol=0.05, on_failure="raise")
+                found = [Fraction(float(x)) for x in np.diag(result.value)]
+                error = max(abs(x - 1 / (Fraction(a) + Fraction(ridge))) for x, a in zip(found, (1.0, c), strict=True))
+                assert error <= Fraction(float(result.error_bound)), (
+                    f"bound {float(result.error_bound):.17g} below the error {float(error):.17g}: diag(1, {c!r}), ridge {ridge}, tol {tol}"
+                )
 
 
 def approximations() -> None:
@@ -143,7 +161,7 @@ def systems() -> None:
 GROUPS: dict[str, tuple[Callable[[], None], ...]] = {
     "kernel": (kernels, attention, approximations),
     "iterations": (iterations, ridge_inverses, gradients),
-    "certificates": (ridge_inverses, iterations, decompositions, vague_ranks),
+    "certificates": (loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
     "pinv": (iterations, decompositions, gradients),
     "ridge": (ridge_inverses, gradients),
     "landmarks": (approximations,),

@@ -14,7 +14,12 @@ has to follow the code that it was taken from.
 from __future__ import annotations
 
 import argparse
+import datetime
+import hashlib
+import importlib.metadata
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -27,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import kit
 from table import BREAKAGES, Breakage
-from table_kit import KIT_BREAKAGES, OUT_OF_SCOPE
+from table_kit import KIT_BREAKAGES, OUT_OF_SCOPE, SURVIVORS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="show their names")
     parser.add_argument("--with-kit", action="store_true", help="let the suites of softlinalg.testing notice them, and some more")
     parser.add_argument("--table", type=Path, metavar="FILE", help="with --with-kit: write what noticed each")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="with --with-kit: JSON of what is known, to go on from after an end")
     arguments = parser.parse_args(argv)
     available = BREAKAGES
     if arguments.with_kit:
@@ -57,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("these snippets do not occur exactly once any more:", *stale, sep="\n  ")
         return 1
     if arguments.with_kit:
-        return _with_kit(chosen, arguments.table)
+        return _with_kit(chosen, arguments.table, arguments.keep)
     if not _is_green(chosen):
         print("the tests fail on the unbroken package: nothing can be learned from breaking it")
         return 1
@@ -101,16 +107,24 @@ def _is_noticed(breakage: Breakage) -> bool:
     return noticed
 
 
-def _with_kit(chosen: Sequence[Breakage], table: Path | None) -> int:
+def _with_kit(chosen: Sequence[Breakage], table: Path | None, keep: Path | None) -> int:
     """Let the kit notice them; 0 if it finds nothing in the unbroken copy and something in at least 95 of 100 broken ones."""
+    known = json.loads(keep.read_text(encoding="utf-8")) if keep is not None and keep.is_file() else {}
+    unbroken = _source_digest()
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="softlinalg-unbroken-") as folder:
-        status, output = _run_kit(_copy(folder), [])
-    print(f"unbroken: {'green' if status == 0 else 'RED'} ({time.perf_counter() - start:.0f} s) {output}", flush=True)
-    if status != 0:
-        return 1
+    if known.get("unbroken") != unbroken:
+        known = {}
+        with tempfile.TemporaryDirectory(prefix="softlinalg-unbroken-") as folder:
+            status, output = _run_kit(_copy(folder), [])
+        print(f"unbroken: {'green' if status == 0 else 'RED'} ({time.perf_counter() - start:.0f} s) {output}", flush=True)
+        if status != 0:
+            return 1
+        known = {"unbroken": unbroken}
     rows = []
     for breakage in chosen:
+        if breakage.name in known:
+            rows.append((breakage, *known[breakage.name]))
+            continue
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="softlinalg-broken-") as folder:
             package = _copy(folder)
@@ -118,6 +132,9 @@ def _with_kit(chosen: Sequence[Breakage], table: Path | None) -> int:
             file.write_text(file.read_text(encoding="utf-8").replace(breakage.old, breakage.new), encoding="utf-8")
             status, output = _run_kit(package, [kit.group_of(breakage.file)])
         rows.append((breakage, status == 1, output))
+        known[breakage.name] = [status == 1, output]
+        if keep is not None:
+            keep.write_text(json.dumps(known, indent=1), encoding="utf-8")
         noticed = "noticed " if status == 1 else "SURVIVED"
         print(f"{noticed}  {breakage.name}  ({time.perf_counter() - start:.0f} s) {output[:160]}", flush=True)
     if table is not None:
@@ -136,7 +153,16 @@ def _run_kit(package: Path, groups: Sequence[str]) -> tuple[int, str]:
     except subprocess.TimeoutExpired:
         return 1, "ran out of time"
     lines = (done.stdout or done.stderr).strip().splitlines()
-    return done.returncode, lines[-1] if lines else ""
+    crashed = done.returncode == 1 and not done.stdout.strip()  # what the kit notices it prints; a copy that cannot be run proves nothing
+    return 2 if crashed else done.returncode, lines[-1] if lines else ""
+
+
+def _source_digest() -> str:
+    """Of the package and of the checks."""
+    digest = hashlib.sha256()
+    for file in sorted([*(ROOT / "softlinalg").rglob("*.py"), Path(kit.__file__)]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _kit_table(rows: Sequence[tuple[Breakage, bool, str]]) -> str:
@@ -152,7 +178,7 @@ def _kit_table(rows: Sequence[tuple[Breakage, bool, str]]) -> str:
         "python tests/breakages/run.py --with-kit --table docs/benchmarks/planted-bugs.md",
         "```",
         "",
-        f"{noticed} of {len(rows)} are noticed.",
+        f"{noticed} of {len(rows)} are noticed. {_machine()}.",
         "",
         "| planted bug | file | noticed by | law that fails |",
         "| --- | --- | --- | --- |",
@@ -160,9 +186,18 @@ def _kit_table(rows: Sequence[tuple[Breakage, bool, str]]) -> str:
     for breakage, found, output in rows:
         check, _, words = output.partition(": ")
         lines.append(f"| `{breakage.name}` | `{breakage.file}` | {check if found else '**nothing**'} | {_law(words) if found else ''} |")
+    survivors = [breakage.name for breakage, found, _ in rows if not found]
+    if survivors:
+        lines += ["", "Not noticed:", "", *(f"- `{name}`: {SURVIVORS.get(name, 'a law is missing')}." for name in survivors)]
     lines += ["", "Left out, because they change nothing that the kit measures (the tests of the package notice them):", ""]
     lines += [f"- `{name}`: {reason}." for name, reason in OUT_OF_SCOPE.items()]
     return "\n".join(lines) + "\n"
+
+
+def _machine() -> str:
+    """Where and when the table was made."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "scipy", "softlinalg"))
+    return f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}, {versions}"
 
 
 def _law(words: str) -> str:

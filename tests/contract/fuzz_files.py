@@ -1,6 +1,6 @@
 """Damaged files by the thousand, in a process of its own that notices if anything in them runs. Prints what happened as JSON.
 
-    python fuzz_files.py READER COUNT SEED FOLDER
+    python fuzz_files.py FOLDER SEED READER:COUNT ...
 
 An audit hook sees every process started, code executed, object unpickled by name, and file opened for writing; a limit on the address
 space turns every large allocation into an error.
@@ -94,7 +94,7 @@ def decomposition_files(suffix: str, *, seal_again: bool) -> tuple[list[bytes], 
     from softlinalg import _nystrom_io as files
     from softlinalg.errors import CheckpointError
 
-    folder = Path(sys.argv[4])
+    folder = Path(sys.argv[1])
     x = np.random.default_rng(0).normal(size=(12, 2))
     raws = []
     for features in (False, True):
@@ -126,10 +126,11 @@ def weight_files(suffix: str) -> tuple[list[bytes], Callable[[Path], Any], tuple
 
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
-    folder, raws = Path(sys.argv[4]), []
+    folder, raws = Path(sys.argv[1]), []
     if suffix == ".safetensors":
         st.save_weights(model, folder / "good.safetensors")
         raws = [(folder / "good.safetensors").read_bytes(), save(dict(model.state_dict()))]
+        (folder / "good.safetensors").unlink()
     else:
         for archive in (True, False):
             buffer = io.BytesIO()
@@ -186,18 +187,29 @@ READERS: dict[str, Callable[[], Any]] = {
 
 
 def main() -> None:
-    name, count, seed, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     warnings.simplefilter("ignore")
+    watch, found = Watch(), {}
+    for part in sys.argv[3:]:
+        name, _, count = part.partition(":")
+        print(f"reading damaged files: {name}", file=sys.stderr, flush=True)  # the last line if the process dies
+        found[name] = fuzz(name, int(count), seed=int(sys.argv[2]), folder=Path(sys.argv[1]), watch=watch)
+    print(json.dumps(found))
+
+
+def fuzz(name: str, count: int, *, seed: int, folder: Path, watch: Watch) -> dict[str, Any]:
+    """Read `count` damaged files with one reader; what came of them."""
     raws, read, refusals, suffix = READERS[name]()
-    watch, path = Watch(), folder / f"mutant{suffix}"
+    path = folder / f"mutant{suffix}"
     outcomes, wrong = collections.Counter[str](), []
     for raw in raws:  # what is imported late is imported now
         for content in (raw, raw[: len(raw) // 2], b"", raw[:-1], mutant(raw, np.random.default_rng(1)), b"\x80\x04." + raw):
             path.write_bytes(content)
             with contextlib.suppress(*refusals, AssertionError):
                 read(path)
+    watch.seen.clear()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, used + HEADROOM))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, before[1]))
     start = time.perf_counter()
     for number in range(count):
         rng = np.random.default_rng([seed, number])
@@ -213,8 +225,10 @@ def main() -> None:
             wrong.append(f"{number}: {type(error).__name__}: {str(error)[:300]}")
         watch.on = False
     seconds = time.perf_counter() - start
-    left = sorted(entry.name for entry in folder.iterdir() if entry.name != path.name and not entry.name.startswith("good"))
-    print(json.dumps({"outcomes": outcomes, "wrong": wrong[:20], "bad": len(wrong), "seen": watch.seen, "left": left, "seconds": seconds}))
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    path.unlink()
+    left = sorted(entry.name for entry in folder.iterdir())
+    return {"outcomes": outcomes, "wrong": wrong[:20], "bad": len(wrong), "seen": dict(watch.seen), "left": left, "seconds": seconds}
 
 
 if __name__ == "__main__":

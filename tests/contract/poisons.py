@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from public_functions import FOLDER, Arguments, Public
+from public_functions import FOLDER, Arguments, Public, decomposition, table
 from scipy import sparse
 
+import softlinalg
 from softlinalg import Gaussian, Laplacian, Matern
 
 LONG = "a name\nof two lines, " + "x" * 2000
@@ -88,7 +89,10 @@ BY_KIND: dict[str, tuple[Any, ...]] = {
     "landmarks": ([0, 1], [0, 0], [0, 99], [-1], np.zeros((2, 3)), np.zeros((2, 4)), np.full((2, 3), np.nan), [0.5], [[0.0, 0, 0]], "kmeans",
                   range(20), np.arange(12)),
     "grid": ((4, 3), (3, 3), (12,), (0, 12), (-4, 3), (100, 100), (2, 2, 3), (4.0, 3.0), ("a", "b"), (0.5, 0.5), (float("nan"), 0.5)),
+    "columns": ("a", "c", 0, -1, 3, -4, ["a"], ["a", "a"], [0, 1], [], ["d"], [None], [1.5], ["a", "b", "c"], ("a", -1), {"a", "b"}, np.arange(2)),
+    "dtype": ("float32", np.float32, np.dtype("f8"), "float16", ">f8", "int", complex, "no such type", object, np.void, [("a", "f8")]),
     "layer": (0, 1, -1, 99, "block1.0.att.attn", "no such layer"),
+    "approximation": (),
     "flag": (),
     "model": (),
 }  # fmt: skip
@@ -114,9 +118,37 @@ def _path(rng: np.random.Generator) -> Any:
         ".npz",
         "é.npz",
     ]
-    return [folder / "saved.npz", folder, *(folder / name for name in names if "\0" not in name), str(folder / "g.npz"), "\0.npz"][
-        rng.integers(13)
-    ]
+    tables = (table(".csv"), str(table(".npy")), table(".parquet"))
+    paths = [folder / "saved.npz", folder, *(folder / name for name in names if "\0" not in name), str(folder / "g.npz"), "\0.npz", *tables]
+    return paths[rng.integers(len(paths))]
+
+
+def _source(rng: np.random.Generator) -> Any:
+    """Rows from what is no array: functions, iterators and lists of blocks, good and bad."""
+    x, y = np.ones((6, 3)) * np.arange(6)[:, None], np.arange(6.0)
+    nan, inf = np.full((6, 3), np.nan), np.full(6, np.inf)
+    blocks: tuple[list[Any], ...] = (
+        [x, x], [(x, y)], [(x, y), x], [x, x[:, :2]], [x, None], [], [None], [(x, y[:3])], [(x, y, y)], [x[0]], ["x"], [x + 1j], [x.astype(str)],
+        [nan], [x[:0]], [x[:0], x], [(x, "y")], [(x, inf)], [torch.ones(3, 3)], [sparse.csr_matrix(x)], [[1.0, 2.0]], [Hostile()],
+    )  # fmt: skip
+    chosen = blocks[rng.integers(len(blocks))]
+    ways: tuple[Any, ...] = (lambda: iter(chosen), iter(chosen), chosen, (block for block in chosen), lambda: None, lambda: 3, _broken)
+    return ways[rng.integers(len(ways))] if rng.random() < 0.8 else _path(rng)
+
+
+def _broken() -> Any:
+    """An iterator that fails on its way."""
+    yield np.ones((6, 3))
+    message = "the disk went away"
+    raise OSError(message)
+
+
+def _approximation(rng: np.random.Generator) -> Any:
+    """Decompositions that fit the points of the table, or do not."""
+    other = softlinalg.nystrom(np.ones((5, 3)), Gaussian(1.0), landmarks=[0])
+    tensors = softlinalg.nystrom(torch.ones(12, 3), Gaussian(1.0), landmarks=[0])
+    wide = softlinalg.nystrom(np.ones((12, 2)), Gaussian((1.0, 2.0)), landmarks=[0])
+    return [decomposition(), other, tensors, wide, np.eye(12), softlinalg.NystromDecomposition][rng.integers(6)]
 
 
 def _weights(rng: np.random.Generator) -> Any:
@@ -131,8 +163,9 @@ def _weights(rng: np.random.Generator) -> Any:
 
 def setting(kind: str, rng: np.random.Generator) -> Any:
     """A bad, or at least unusual, value for a setting of this kind."""
-    if kind in ("mask", "path", "weights") and rng.random() < 0.7:
-        return {"mask": _mask, "path": _path, "weights": _weights}[kind](rng)
+    made = {"mask": _mask, "path": _path, "weights": _weights, "source": _source, "approximation": _approximation}
+    if kind in made and rng.random() < 0.7:
+        return made[kind](rng)
     choices = BY_KIND.get(kind, ())
     if kind == "kernel" and rng.random() < 0.6:
         return KERNELS[rng.integers(len(KERNELS))]
@@ -252,7 +285,8 @@ def poison(entry: Public, rng: np.random.Generator) -> tuple[Arguments, tuple[st
         return arguments, ()
     chosen = tuple(str(name) for name in rng.choice(names, size=min(len(names), 1 + int(rng.random() < 0.25)), replace=False))
     for name in chosen:
-        is_array = name in entry.arrays or entry.settings[name] == "optional array"
+        kind = entry.settings.get(name)
+        is_array = name in entry.arrays or kind == "optional array" or (kind == "source" and rng.random() < 0.5)
         if not is_array:
             value = setting(entry.settings[name], rng)
             is_mask = entry.settings[name] == "mask" and isinstance(value, np.ndarray) and value.dtype.kind in "biuf"

@@ -287,6 +287,86 @@ def _nystrom_entries() -> list[Public]:
     ]  # fmt: skip
 
 
+def table(suffix: str) -> Path:
+    """A file of 12 rows and the columns a, b, c, where it ends so; written once."""
+    path = Path(FOLDER.name) / f"table{suffix}"
+    if not path.exists():
+        import pandas
+
+        frame = pandas.DataFrame(points(np.random.default_rng(0)), columns=["a", "b", "c"])
+        if suffix == ".npy":
+            np.save(path, frame.to_numpy())
+        else:
+            frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
+    return path
+
+
+def _streaming_entries() -> list[Public]:
+    def rows(rng: np.random.Generator) -> Arguments:
+        return {"path": table((".csv", ".npy", ".parquet")[rng.integers(3)]), "targets": -1}
+
+    def stream(rng: np.random.Generator) -> Arguments:
+        return {"source": points(rng), "kernel": Gaussian(1.5), "targets": rng.normal(size=12), "rank": 4, "rng": 0, "threads": 1}
+
+    def solve(rng: np.random.Generator) -> Arguments:
+        return {"x": points(rng), "y": points(rng, d=2), "kernel": Gaussian(1.5), "ridge": 0.1, "rng": 0}
+
+    says = ("median_length_scale", "Gaussian", "Laplacian", "Matern")
+    return [
+        Public(
+            "open_rows",
+            lambda path, **settings: list(softlinalg.open_rows(path, **settings).blocks()),
+            rows,
+            (),
+            {"path": "path", "columns": "columns", "targets": "columns", "header": "flag", "delimiter": "choice", "dtype": "dtype"},
+            also=(OSError,),
+        ),
+        Public(
+            "nystrom_stream",
+            softlinalg.nystrom_stream,
+            stream,
+            (),
+            {
+                "source": "source", "kernel": "kernel", "rank": "count", "targets": "optional array", "landmarks": "landmarks",
+                "sample": "landmarks", "lloyd_passes": "steps", "ridge": "number", "rng": "rng", "chunk_size": "chunk", "threads": "count",
+                "checkpoint": "path", "checkpoint_seconds": "number", "progress": "flag", "rtol": "tol",
+            },
+            says=("open_rows", "select_landmarks", *says),
+            also=(OSError,),
+            whole=False,
+        ),
+        Public(
+            "StreamedNystrom.fit_ridge",
+            lambda ridges: streamed().fit_ridge(ridges),
+            lambda rng: {"ridges": [0.1, 1.0]},
+            (),
+            {"ridges": "ridge"},
+        ),
+        Public(
+            "solve_kernel_ridge",
+            softlinalg.solve_kernel_ridge,
+            solve,
+            ("x", "y"),
+            {
+                "kernel": "kernel", "ridge": "number", "weights": "optional array", "approximation": "approximation", "rank": "count",
+                "tol": "tol", "max_steps": "steps", "rng": "rng", "chunk_size": "chunk", "progress": "flag", "on_failure": "choice",
+            },
+            says=("nystrom", "select_landmarks", *says),
+            whole=False,
+        ),
+    ]  # fmt: skip
+
+
+_STREAMED: dict[int, softlinalg.StreamedNystrom] = {}
+
+
+def streamed() -> softlinalg.StreamedNystrom:
+    if 0 not in _STREAMED:
+        rng = np.random.default_rng(0)
+        _STREAMED[0] = softlinalg.nystrom_stream(points(rng), Gaussian(1.5), targets=rng.normal(size=12), rank=4, rng=0, threads=1)
+    return _STREAMED[0]
+
+
 def _attention_entries() -> list[Public]:
     def make(rng: np.random.Generator) -> Arguments:
         return {"q": heads(rng, 6), "v": heads(rng, 6), "landmarks": heads(rng, 3)}
@@ -428,6 +508,7 @@ FUNCTIONS: tuple[Public, ...] = (
     *_inverse_entries(),
     *_landmark_entries(),
     *_nystrom_entries(),
+    *_streaming_entries(),
     *_attention_entries(),
     *_module_entries(),
 )
@@ -439,8 +520,6 @@ NO_FUNCTIONS = {
     "NystromDecomposition",  # by its methods
     "KernelRidgeSolution", "StreamedNystrom",  # results
     "kernel_operator",  # makes an operator of SciPy; what it refuses is tested in tests/core/test_nystrom.py
-    # Their refusals are tested beside them, in tests/core/test_conjugate_gradients.py and test_streaming.py; here they are still to come.
-    "nystrom_stream", "open_rows", "solve_kernel_ridge",
     "__version__", "errors",
 }  # fmt: skip
 NO_TORCH_FUNCTIONS = {

@@ -103,12 +103,11 @@ with threadpool_limits(1):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_results_of_this_one(quiet_ranks: Any) -> None:
-    """Property 66."""
-    here = str(Path(__file__).parent)
-    running = [subprocess.Popen([sys.executable, "-c", SPAWNED, here], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=300)[0].strip() for process in running]
-    assert outputs == [one_of_each(0).hex()] * 2
+def test_a_fresh_process_gives_the_results_of_this_one(quiet_ranks: Any) -> None:
+    """Property 66; this one has run other tests before."""
+    command = [sys.executable, "-c", SPAWNED, str(Path(__file__).parent)]
+    fresh = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert fresh.stdout.strip() == one_of_each(0).hex(), fresh.stderr[-1500:]
 
 
 def state() -> dict[str, Any]:
@@ -164,7 +163,7 @@ from softlinalg import Gaussian, errors
 from softlinalg._kernels import kernel_matmul
 
 rng = np.random.default_rng(0)
-x, landmarks, v = rng.normal(size=(40_000, 64)), rng.normal(size=(100, 64)), rng.normal(size=(100, 4))
+x, landmarks, v = rng.normal(size=(20_000, 64)), rng.normal(size=(100, 64)), rng.normal(size=(100, 4))
 kernel = Gaussian(8.0)
 softlinalg.nystrom(x[:300], kernel, rank=5, rng=0) @ np.ones(300)  # imports and thread pools
 pages = int(open("/proc/self/statm").read().split()[0])
@@ -172,14 +171,14 @@ limit = pages * resource.getpagesize() + 300 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 product = kernel_matmul(kernel, x, landmarks, v)
 d = softlinalg.nystrom(x, kernel, landmarks=landmarks, store_features=False)
-y = d @ np.ones(40_000)
-assert product.shape == (40_000, 4) and np.isfinite(y).all()
+y = d @ np.ones(20_000)
+assert product.shape == (20_000, 4) and np.isfinite(y).all()
 refused = []
 for dense in (
     lambda: kernel(x),
     lambda: softlinalg.gaussian_kernel(x, x.copy(), length_scale=8.0),
     lambda: d.to_dense(memory_budget=10**12),
-    lambda: softlinalg.nystrom(x, kernel, rank=2_000, rng=0, landmarks=x[:2_000], store_features=True),
+    lambda: softlinalg.nystrom(x, kernel, rank=2_500, rng=0, landmarks=x[:2_500], store_features=True),
     lambda: softlinalg.pinv(np.broadcast_to(1.0, (20_000, 20_000))),
 ):
     try:
@@ -188,7 +187,7 @@ for dense in (
         refused.append(error.required_bytes > 300 * 2**20 and "\\n" not in str(error))
     else:
         refused.append(False)
-assert np.array_equal(d @ np.ones(40_000), y)
+assert np.array_equal(d @ np.ones(20_000), y)
 assert np.array_equal(kernel_matmul(kernel, x, landmarks, v), product)
 print(all(refused), len(refused), refused)
 """
@@ -197,7 +196,7 @@ print(all(refused), len(refused), refused)
 @LINUX
 @pytest.mark.slow
 def test_blocks_fit_where_the_matrix_does_not() -> None:
-    """300 MiB beside the data: products with a 40,000 x 40,000 matrix (12.8 GB) go through, the matrix itself is refused, and all goes on."""
+    """300 MiB beside the data: products with a 20,000 x 20,000 matrix (3.2 GB) go through, the matrix itself is refused, and all goes on."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=500, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-1500:]
@@ -207,7 +206,7 @@ def test_blocks_fit_where_the_matrix_does_not() -> None:
 @LINUX
 @pytest.mark.slow
 def test_many_calls_do_not_let_memory_grow(quiet_ranks: Any) -> None:
-    """Less than 5 MB after the first calls, good ones and bad ones: 15 rounds in CI, 2,000 with HYPOTHESIS_PROFILE=thorough."""
+    """Less than 5 MB after the first calls, good ones and bad ones: 8 rounds in CI, 2,000 with HYPOTHESIS_PROFILE=thorough."""
     entries = [entry for entry in FUNCTIONS if entry.name not in MODULES]
 
     def round_of_calls() -> None:
@@ -218,11 +217,11 @@ def test_many_calls_do_not_let_memory_grow(quiet_ranks: Any) -> None:
                 with pytest.raises(softlinalg.errors.SoftlinalgError):
                     entry.call(**{**arguments, name: object()})
 
-    for _ in range(5):
+    for _ in range(4):
         round_of_calls()
     gc.collect()
     before = psutil.Process().memory_info().rss
-    for _ in range(2000 if THOROUGH else 15):
+    for _ in range(2000 if THOROUGH else 8):
         round_of_calls()
     gc.collect()
     assert psutil.Process().memory_info().rss - before < 5e6

@@ -183,8 +183,10 @@ def test_progress_shows_steps_and_residual(capsys):
         ({"x": np.full((60, 2), np.nan)}, "x must be finite; got 120 non-finite entries"),
         (
             {"approximation": nystrom(np.eye(5), Gaussian(1.0), rank=2, rng=0)},
-            r"approximation must be of k\(x, x\) with its 60 rows; got one of 5",
+            r"approximation must be of k\(x, x\), with x of shape \(60, \d\); got one of 5 rows",
         ),
+        ({"approximation": np.eye(60)}, "approximation must be a NystromDecomposition; got ndarray"),
+        ({"progress": "yes"}, "progress must be True or False; got 'yes'"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(arguments, words):
@@ -192,6 +194,24 @@ def test_arguments_that_cannot_be_used_are_refused(arguments, words):
     given = {"x": x, "y": y, "kernel": Gaussian(1.0), "ridge": 0.1, **arguments}
     with pytest.raises(errors.InputError, match=f"^solve_kernel_ridge: {words}"):
         solve_kernel_ridge(given.pop("x"), given.pop("y"), given.pop("kernel"), given.pop("ridge"), **given)
+
+
+def test_an_approximation_of_another_kernel_is_refused():
+    """Its kernel is the one that is solved with: another one would be ignored without a word."""
+    x, y = problem(n=60)
+    d = nystrom(x, Gaussian(1.0), rank=8, rng=0)
+    with pytest.raises(errors.ParameterError, match=r"approximation must be of the kernel given; got one of Gaussian\(length_scale=1\.0\)"):
+        solve_kernel_ridge(x, y, Gaussian(2.0), 0.1, approximation=d)
+    settled = solve_kernel_ridge(x, y, Gaussian("median"), 0.1, approximation=d)
+    np.testing.assert_array_equal(settled.value, solve_kernel_ridge(x, y, Gaussian(1.0), 0.1, approximation=d).value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_result_that_overflows_is_refused():
+    x, _ = problem(n=60)
+    for size in (1e307, 1e308):
+        with pytest.raises(errors.RangeError, match="the result must fit float64; got one that overflows"):
+            solve_kernel_ridge(x, np.full(60, size) * (-1.0) ** np.arange(60), Gaussian(1.0), 1e-3, rng=0)
 
 
 def test_the_names_are_public():

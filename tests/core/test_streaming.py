@@ -549,6 +549,41 @@ def test_files_that_cannot_be_rows_are_refused(tmp_path: Path) -> None:
         open_rows(tmp_path / "two.npy", targets=[0, 1])
     with pytest.raises(ParameterError, match="dtype must be float32 or float64"):
         open_rows(tmp_path / "two.npy", dtype="int8")
+    for more, words in [
+        ({"dtype": "no such type"}, "dtype must be float32 or float64; got 'no such type'"),
+        ({"columns": 1.5}, r"columns must be among the columns of 'two.npy'; got 1\.5\. It has: 0, 1"),
+        ({"header": "yes"}, "header must be True or False"),
+        ({"delimiter": "::"}, "delimiter must be one character"),
+    ]:
+        with pytest.raises(ParameterError, match=words):
+            open_rows(tmp_path / "two.npy", **more)
+    with pytest.raises(ParameterError, match="path must be a string or a path"):
+        open_rows(3)  # type: ignore[arg-type]
+
+
+def test_one_column_is_named_without_a_list(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("ab,c\n1,2\n3,4\n")
+    source = open_rows(tmp_path / "t.csv", columns="ab", targets=np.int64(1))  # type: ignore[arg-type]
+    assert (source.names, source.target_names) == (("ab",), ("c",))  # type: ignore[attr-defined]
+
+
+def test_settings_of_a_stream_are_checked(tmp_path: Path) -> None:
+    for more, words in [
+        ({"checkpoint": 3}, "checkpoint must be a string or a path"),
+        ({"progress": "yes"}, "progress must be True or False"),
+        ({"lloyd_passes": -1}, "lloyd_passes must be a whole number >= 0; got -1"),
+        ({"lloyd_passes": np.ones(2)}, "lloyd_passes must be a whole number >= 0; got ndarray"),
+    ]:
+        with pytest.raises(ParameterError, match=words):
+            nystrom_stream(X, KERNEL, rank=5, rng=0, **more)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="source must be a function that makes iterators; got one that returns NoneType"):
+        nystrom_stream(lambda: None, KERNEL, rank=5, rng=0)
+
+
+def test_arrays_that_take_no_numbers_of_rows_are_sources() -> None:
+    strict = pytest.importorskip("array_api_strict")
+    found = nystrom_stream(strict.asarray(X[:300]), KERNEL, targets=strict.asarray(Y[:300]), rank=5, rng=0)
+    assert same_bits(found, nystrom_stream(X[:300], KERNEL, targets=Y[:300], rank=5, rng=0))
 
 
 def test_a_ridge_regression_needs_targets_and_positive_ridges() -> None:
@@ -556,9 +591,7 @@ def test_a_ridge_regression_needs_targets_and_positive_ridges() -> None:
         nystrom_stream(X, KERNEL, landmarks=LANDMARKS).fit_ridge()
     result = nystrom_stream(X, KERNEL, landmarks=LANDMARKS, targets=Y)
     for ridges in (0.0, [], [1.0, -1.0], np.nan):
-        with pytest.raises(
-            ParameterError, match=r"^StreamedNystrom.fit_ridge: ridges must (be a finite number > 0|have at least one value)"
-        ):
+        with pytest.raises(ParameterError, match=r"ridges must (be a|have at least one)"):
             result.fit_ridge(ridges)
     few = nystrom_stream(X[:40], Gaussian(0.1), landmarks=LANDMARKS, targets=Y[:40])
     with pytest.raises(ParameterError, match="weights must sum to more than the degrees of freedom; got a sum of 40"):

@@ -66,7 +66,7 @@ def test_sound_pseudo_inverses_pass_with_room_to_spare(pinv):
 
 def test_jax_passes_too():
     @settings(max_examples=15)  # each shape is compiled
-    @given(case=strategies.matrices(shape=st.sampled_from([(3, 2), (4, 4)])))
+    @given(case=strategies.matrices(shape=(4, 3)))
     def check(case):
         assertions.assert_pinv(jax_pinv, case, threshold=HALF)
 
@@ -257,6 +257,8 @@ def test_mistakes_in_a_kernel_are_found(kernel, kind, words):
 def test_kernels_between_two_sets_and_other_kernels(backend):
     x, y = (backend.asarray(build_points(shape=(n, 2), seed=n).host) for n in (5, 7))
     assertions.assert_kernel_matrix(softlinalg.gaussian_kernel, x, y)
+    if backend.name == "jax":
+        return  # every new shape and kernel is compiled, and what is left is done on the host
     assertions.assert_kernel_matrix(softlinalg.Matern(1.0, nu=0.5), x, length_scale=None)
     with fails("'values'"):
         assertions.assert_kernel_matrix(softlinalg.Matern(1.0, nu=0.5), x)
@@ -393,8 +395,9 @@ def test_true_gradients_pass():
 def test_derivatives_of_the_library_are_the_default(dtype):
     x = torch.tensor(TALL, dtype=getattr(torch, dtype))
     assertions.assert_gradient(torch.linalg.pinv, x, kappa=400, threshold=HALF)
-    with jax.enable_x64(True):
-        assertions.assert_gradient(jax.numpy.linalg.pinv, jax.numpy.asarray(TALL, dtype=dtype), kappa=400, threshold=HALF)
+    if dtype == "float64":  # compiled for a second data type it would say nothing new
+        with jax.enable_x64(True):
+            assertions.assert_gradient(jax.numpy.linalg.pinv, jax.numpy.asarray(TALL), kappa=400, threshold=HALF)
     with pytest.raises(errors.ParameterError, match="vjp must be given"):
         assertions.assert_gradient(softlinalg.pinv, TALL)
 

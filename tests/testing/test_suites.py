@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,11 @@ from softlinalg.errors import ParameterError
 from softlinalg.testing import _laws, _suite_kernel, _suite_matrices, _suite_pinv, scorecard, suites
 from softlinalg.testing._cases import build_matrix
 
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 FEW = 40
 """Cases: enough for every kind of mistake below, in about half a second."""
+FEWER = 40 if THOROUGH else 16
+"""For functions that take several milliseconds: every law is still measured (tested below)."""
 
 
 # ------------------------------------------------------------------------------------------------ what passes
@@ -29,16 +33,16 @@ def test_scipys_pseudo_inverse_obeys_every_law(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
 def test_our_certified_pseudo_inverse_obeys_every_law_bit_for_bit(dtype: str) -> None:
-    report = suites.pinv(softlinalg.certified_pinv, dtype=dtype, cases=FEW, bitwise=True)
+    report = suites.pinv(softlinalg.certified_pinv, dtype=dtype, cases=FEWER, bitwise=True)
     report.raise_for_failures()
-    assert report["claimed-bound"].cases > FEW / 2
+    assert report["claimed-bound"].cases > FEWER / 2
 
 
 @pytest.mark.parametrize("backend", ["torch", "array-api-strict"])
 def test_our_pseudo_inverse_obeys_them_on_every_library(backend: str) -> None:
     if importlib.util.find_spec(_laws.BACKENDS[backend]) is None:
         pytest.skip(f"{backend} is not installed")
-    suites.pinv(softlinalg.pinv, dtype="float64", backend=backend, cases=6).raise_for_failures()
+    suites.pinv(softlinalg.pinv, dtype="float64", backend=backend, cases=6 if THOROUGH else 3).raise_for_failures()
 
 
 def test_and_on_jax_whose_every_new_shape_is_compiled() -> None:
@@ -46,21 +50,21 @@ def test_and_on_jax_whose_every_new_shape_is_compiled() -> None:
         pytest.skip("jax is not installed")
     subject = _laws.Subject(function=softlinalg.pinv, target="softlinalg.pinv", backend="jax", dtype="float64")
     cases = [_suite_matrices.MatrixCase(3, 3, rank, 3, 10.0, 0, rank, "float64") for rank in (2, 3)]
-    laws = [law for law in _suite_pinv.laws() if law.share == 1 or law.name in ("kind", "input", "adjoint", "scaling")]
+    laws = [law for law in _suite_pinv.laws() if law.share == 1 or law.name in ("kind", "input", "scaling")]
     report = _laws.run(subject, cases, laws, kind="pinv", profile="smoke", make_trial=_suite_pinv.PinvTrial)
     report.raise_for_failures()
     assert report["forward-error"].cases == 2
 
 
 def test_our_iteration_obeys_the_laws_of_grade_n() -> None:
-    suites.pinv(lambda a: softlinalg.pinv(a, method="newton"), dtype="float64", grade="N", cases=FEW).raise_for_failures()
+    suites.pinv(lambda a: softlinalg.pinv(a, method="newton"), dtype="float64", grade="N", cases=FEWER).raise_for_failures()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_our_kernel_approximation_and_attention_obey_theirs(dtype: str) -> None:
     suites.kernel(softlinalg.gaussian_kernel, dtype=dtype, grade="N", bitwise=True, cases=FEW).raise_for_failures()
-    suites.nystrom(softlinalg.nystrom, dtype=dtype, cases=FEW).raise_for_failures()
-    suites.attention(softlinalg.soft_attention, dtype=dtype, cases=FEW).raise_for_failures()
+    suites.nystrom(softlinalg.nystrom, dtype=dtype, cases=FEWER).raise_for_failures()
+    suites.attention(softlinalg.soft_attention, dtype=dtype, cases=FEWER).raise_for_failures()
 
 
 def _differences(x: Any, y: Any = None, *, length_scale: float) -> Any:
@@ -165,8 +169,8 @@ def test_a_bound_or_a_rank_that_is_claimed_wrongly_is_noticed() -> None:
         result = softlinalg.certified_pinv(a)
         return result._replace(error_bound=result.error_bound * 1e-6)
 
-    assert not suites.pinv(boastful, cases=20)["claimed-rank"].passed
-    assert not suites.pinv(exact, cases=20)["claimed-bound"].passed
+    assert not suites.pinv(boastful, cases=8)["claimed-rank"].passed
+    assert not suites.pinv(exact, cases=8)["claimed-bound"].passed
 
 
 def _gram(x: Any, y: Any = None, *, length_scale: float) -> Any:
@@ -266,8 +270,8 @@ def test_the_third_order_iteration_of_the_scorecard_inverts_what_it_can() -> Non
 
 
 def test_published_iterations_fail_where_they_are_known_to() -> None:
-    twenty = suites.pinv(lambda a: softlinalg.newton_pinv(a).value, dtype="float64", grade="N", cases=150)
-    six = suites.pinv(scorecard.third_order_pinv, dtype="float64", grade="N", cases=150)
+    twenty = suites.pinv(lambda a: softlinalg.newton_pinv(a).value, dtype="float64", grade="N", cases=80)
+    six = suites.pinv(scorecard.third_order_pinv, dtype="float64", grade="N", cases=80)
     for report, least in ((twenty, 0.2), (six, 0.4)):
         failed, cases = report.groups["full rank"]
         assert failed >= least * cases
