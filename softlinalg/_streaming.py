@@ -340,7 +340,7 @@ def checked_call(
     if points is not None and rank not in (None, len(points)):
         message = f"{func}: landmarks must be as many as rank; got {len(points)} beside rank={rank}. Leave rank out."
         raise ParameterError(message)
-    m = int(rank if points is None else len(points))
+    m = (rank or 0) if points is None else len(points)  # a rank is there, and positive
     generator = as_generator(rng, func=func)
     seed, own = int(generator.integers(2**63)), np.random.default_rng(int(generator.integers(2**63)))
     chunk = optional_count(chunk_size, func=func, name="chunk_size")

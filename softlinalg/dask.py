@@ -401,4 +401,4 @@ def _features(x: Host, plan: Plan) -> Host:
 
 
 def _predictions(x: Host, plan: Plan, model: RidgeModel) -> Host:
-    return model.predict(_features(x, plan))
+    return np.asarray(model.predict(_features(x, plan)))
