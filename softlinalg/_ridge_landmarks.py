@@ -46,8 +46,8 @@ STEP = math.sqrt(2.0)
 SHIFT = 4
 """Added to the diagonal of the landmarks' kernel matrix, in units of its rounding error."""
 
-WORTH = 0.99
-"""A step must lower the score to this part: less is noise of the sample, and longer scales make worse conditioned problems."""
+LITTLE, WORTH = 0.998, 0.99
+"""Shorter and longer scales must lower the score to this part: less is noise of the sample, and longer ones are worse conditioned."""
 
 MOST_STEPS = 8
 """From the first scale: a factor of 16."""
@@ -89,9 +89,9 @@ class RidgeSample(NamedTuple):
     def scaled(self, kernel: Any, count: int, *, far: bool = False) -> tuple[Any, float]:
         """The kernel with its length scales multiplied by a power of sqrt(2), and the ridge that goes with it.
 
-        From 1 on, longer or shorter as long as each step lowers `score` by 1 %; from the best of 1/16, 1/8 ... 2, on few landmarks, if the
-        right scale may be `far`. Few landmarks cannot cover the data at the length scales that all rows together would choose; longer
-        ones serve them better.
+        From 1 on: shorter as long as each step lowers `score`, by 0.2 % at least, or longer as long as each lowers it by 1 %. If the
+        right scale may be `far`, from the shortest of 1/16, 1/8 ... 2 that is within 1 % of the best of them on few landmarks. Few
+        landmarks cannot cover the data at the length scales that all rows together would choose; longer ones serve them better.
 
         Raises
         ------
@@ -108,11 +108,13 @@ class RidgeSample(NamedTuple):
                 tried[step] = self.score(_times(kernel, STEP**step), count)
             return tried[step][0]
 
-        few = min(count, FEW)
-        here = min(FAR, key=lambda step: self.score(_times(kernel, STEP**step), few)) if far else 0
-        way = 1 if at(here + 1) < at(here) else -1
+        here = 0
+        if far:
+            scores = [self.score(_times(kernel, STEP**step), min(count, FEW))[0] for step in FAR]
+            here = next(step for step, score in zip(FAR, scores, strict=True) if WORTH * score <= min(scores))
+        way, worth = (-1, LITTLE) if at(here - 1) < LITTLE * at(here) else (1, WORTH)
         last = here + way * MOST_STEPS
-        while here != last and at(here + way) < WORTH * at(here):
+        while here != last and at(here + way) < worth * at(here):
             here += way
         return (_times(kernel, STEP**here) if here else kernel), tried[here][1]
 

@@ -20,8 +20,8 @@ on columns divided by the learned scales. Each is fitted on all training rows, i
 thread; KernelRidge on 4,000 of them. All get float64 data, "float32" the same in float32. Times are processor times of the one
 thread, which other programs on the machine change less than those of a clock.
 
-    python tests/benchmarks/estimators.py --sets protein bike --json part1.json      # measure, some minutes
-    python tests/benchmarks/estimators.py --report part1.json part2.json --plot docs/benchmarks/estimators.png
+    python tests/benchmarks/estimators.py --set protein --json protein.json [--seconds 60]      # some minutes; goes on where it stopped
+    python tests/benchmarks/estimators.py --report protein.json bike.json ... --plot docs/benchmarks/estimators.png
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ def settings_of(x: np.ndarray, y: np.ndarray, *, labels: bool) -> dict[str, Any]
     exact = tuned(x, y, lambda scale, ridge: Exact(scale, ridge, labels=labels), median, labels=labels, size=2000)
     found["KernelRidge"] = [*exact, time.process_time() - start]
     start = time.process_time()
-    scales = None if labels else NystromRidge(rank=64, length_scale="learned", random_state=0).fit(x[:8000], y[:8000]).kernel_.length_scale
+    scales = None if labels else NystromRidge(rank=512, length_scale="learned", random_state=0).fit(x[:8000], y[:8000]).kernel_.length_scale
     found["NystromRidge"] = [scales, time.process_time() - start]
     return found
 
@@ -224,37 +224,61 @@ def field(rank: int, seed: int, settings: dict[str, Any], *, labels: bool) -> di
     return found
 
 
-def measure(name: str, seeds: int, ranks: Sequence[int], *, exact: bool = False) -> dict[str, Any]:
+class OutOfTime(Exception):
+    """The seconds given are used up; what was measured is in the file."""
+
+
+def measure(name: str, a: argparse.Namespace) -> dict[str, Any]:
+    """All runs of a data set that the file does not have yet; it is written after each, and the settings stay those of its first run."""
     x, y = SETS[name]()
-    labels = name == "fashion"
+    labels, began = name == "fashion", time.process_time()
     found: dict[str, Any] = {"set": name, "rows": len(x), "columns": int(x.shape[1]), "runs": []}
-    for seed in range(seeds):
-        order = np.random.default_rng(seed).permutation(len(x))
-        cut = len(x) // 5
-        x_train, x_test = standardized(x[order[cut:]], x[order[:cut]], name)
-        y_train, y_test = y[order[cut:]], y[order[:cut]]
-        if seed == 0:
-            settings = found["settings"] = settings_of(x_train, y_train, labels=labels)
+    if a.json and a.json.exists():
+        found = json.loads(a.json.read_text())[0]
+
+    def kept() -> None:
+        if a.json:
+            a.json.write_text(json.dumps([found], indent=1) + "\n")
+        if a.seconds and time.process_time() - began > a.seconds:
+            raise OutOfTime
+
+    if "settings" not in found:
+        train, _, targets, _ = divided(x, y, name, 0)
+        found["settings"] = settings_of(train, targets, labels=labels)
+        kept()
+    settings, done = found["settings"], {(run["method"], run["rank"], run["seed"]) for run in found["runs"]}
+    for seed in range(a.seeds):
+        x_train, x_test, y_train, y_test = divided(x, y, name, seed)
         rng = np.random.default_rng(100 + seed)
 
-        def run(method: str, rank: int, model: Any, rows: Any, tests: Any, targets: Any, seed: int = seed, y_test: Any = y_test) -> None:
+        def run(method: str, rank: int, model: Any, rows: Any, targets: Any, tests: Any, seed: int = seed, y_test: Any = y_test) -> None:
+            if (method, rank, seed) in done or (a.methods and method not in a.methods):
+                return
             row = timed(model, rows, targets, tests, y_test, labels=labels)
             found["runs"].append({"method": method, "rank": rank, "seed": seed, **row})
             times = f"fit {row['fit']:.2f} s  predict {row['predict']:.3f} s"
             print(f"{name:8s} seed {seed} rank {rank:4d} {method:30s} {row['error']:.4f}  {times}", file=sys.stderr)
+            kept()
 
-        for rank in ranks:
+        for rank in a.ranks:
             contestants = field(rank, seed, settings, labels=labels)
             for method in rng.permutation(list(contestants)):
                 dtype = np.float32 if "float32" in method else np.float64
-                run(method, rank, contestants[method], x_train.astype(dtype), x_test.astype(dtype), y_train)
+                run(method, rank, contestants[method], x_train.astype(dtype), y_train, x_test.astype(dtype))
         few = rng.permutation(len(x_train))[:EXACT_ROWS]
-        run("KernelRidge, 4,000 rows", 0, Exact(*settings["KernelRidge"][:2], labels=labels), x_train[few], x_test, y_train[few])
+        run("KernelRidge, 4,000 rows", 0, Exact(*settings["KernelRidge"][:2], labels=labels), x_train[few], y_train[few], x_test)
         if not labels or seed == 0:
-            run("HistGradientBoosting", 0, trees(seed, labels=labels), x_train, x_test, y_train)
-        if seed == 0 and exact:
+            run("HistGradientBoosting", 0, trees(seed, labels=labels), x_train, y_train, x_test)
+        if seed == 0 and a.exact and "exact" not in found:
             found["exact"] = against_exact(x_train[:8000], y_train[:8000], x_test, y_test, settings)
+            kept()
     return found
+
+
+def divided(x: np.ndarray, y: np.ndarray, name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training and test rows of a seed, and their targets."""
+    order, cut = np.random.default_rng(seed).permutation(len(x)), len(x) // 5
+    return *standardized(x[order[cut:]], x[order[:cut]], name), y[order[cut:]], y[order[:cut]]
 
 
 def against_exact(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, settings: dict[str, Any]) -> dict[str, Any]:
@@ -347,7 +371,9 @@ def plot(parts: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--set", choices=list(SETS), default="protein")
+    parser.add_argument("--methods", nargs="+", help="these only")
+    parser.add_argument("--seconds", type=float, help="stop after so much processor time; the next call with the same --json goes on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
     parser.add_argument("--exact", action="store_true", help="also against the exact kernel on 8,000 rows: half a minute for each set")
@@ -359,10 +385,11 @@ def main() -> None:
         parts = [part for path in arguments.report for part in json.loads(path.read_text())]
         parts.sort(key=lambda part: list(SETS).index(part["set"]))
     else:
-        with threadpool_limits(1):
-            parts = [measure(name, arguments.seeds, arguments.ranks, exact=arguments.exact) for name in arguments.sets]
-        if arguments.json:
-            arguments.json.write_text(json.dumps(parts, indent=1) + "\n")
+        try:
+            with threadpool_limits(1):
+                parts = [measure(arguments.set, arguments)]
+        except OutOfTime:
+            sys.exit("not yet done: call again")
     report(parts)
     if arguments.plot:
         plot(parts, arguments.plot)

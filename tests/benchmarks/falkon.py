@@ -94,7 +94,7 @@ def main() -> None:
                     mean = y[order[cut:]].mean()
                     targets, truth = y[order[cut:]] - mean, y[order[:cut]] - mean
                     if scales is None:
-                        model = NystromRidge(rank=64, length_scale="learned", random_state=0).fit(train[:8000], targets[:8000])
+                        model = NystromRidge(rank=512, length_scale="learned", random_state=0).fit(train[:8000], targets[:8000])
                         scales = model.kernel_.length_scale
                     found = estimators.ours(rank, scales, seed, "uniform", labels=False).fit(train, targets)
                     settings = {"kernel": found.kernel_, "landmarks": found.landmarks_, "ridge": found.ridge_, "fit_intercept": False}
