@@ -59,7 +59,7 @@ def stream(x: Floats) -> int:
     return streamed.decomposition.rank
 
 
-def test(tolerance: float = 30.0) -> str:
+def held(tolerance: float = 30.0) -> str:
     """A test of one's own code."""
     case = build_matrix(shape=(4, 3), cond=10.0)
     try:
