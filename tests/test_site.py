@@ -5,7 +5,9 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import os
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -119,7 +121,7 @@ def test_the_reference_names_nothing_that_is_not_there() -> None:
 
 
 def test_the_command_is_described_whole() -> None:
-    parser = _cli_options.make_parser(*[None] * 6)
+    parser = _cli_options.make_parser(*[None] * len(inspect.signature(_cli_options.make_parser).parameters))
     (commands,) = (action.choices for action in parser._actions if action.dest == "command")
     page = text_of(DOCS / "reference" / "command.md")
     assert not [name for name in commands if f"`softlinalg {name}`" not in page]
@@ -142,6 +144,7 @@ def test_examples_of_the_page_run(page: Path) -> None:
 
 
 GALLERY = sorted((ROOT / "examples" / "gallery").glob("*.py"))
+QUICK = {"plot_3_landmarks_on_an_image", "plot_5_filter_functions", "plot_7_regression_with_deviations"}
 
 
 def test_gallery_examples_are_found_and_titled() -> None:
@@ -151,6 +154,22 @@ def test_gallery_examples_are_found_and_titled() -> None:
         title, rule = text_of(path).splitlines()[1:3]
         assert set(rule) == {"="}
         assert len(rule) == len(title)
+
+
+@pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.stem)
+def test_gallery_examples_run_and_draw(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path.stem not in QUICK and os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+        pytest.skip("takes seconds: runs with HYPOTHESIS_PROFILE=thorough, and whenever the site is built")
+    pytest.importorskip("sklearn")
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.close("all")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    runpy.run_path(str(path))
+    assert len(plt.get_fignums()) == 1
+    plt.close("all")
 
 
 # ------------------------------------------------------------------------------------------------- the release
