@@ -62,4 +62,38 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    # For type checkers, which do not see names that are imported when they are first used; a test holds both lists equal.
     from softlinalg import errors as errors
+    from softlinalg._attention import soft_attention as soft_attention
+    from softlinalg._conjugate_gradients import KernelRidgeSolution as KernelRidgeSolution
+    from softlinalg._conjugate_gradients import solve_kernel_ridge as solve_kernel_ridge
+    from softlinalg._kernels import Gaussian as Gaussian
+    from softlinalg._kernels import Kernel as Kernel
+    from softlinalg._kernels import Laplacian as Laplacian
+    from softlinalg._kernels import Matern as Matern
+    from softlinalg._kernels import gaussian_kernel as gaussian_kernel
+    from softlinalg._kernels import median_length_scale as median_length_scale
+    from softlinalg._landmarks import refine_landmarks as refine_landmarks
+    from softlinalg._landmarks import select_landmark_indices as select_landmark_indices
+    from softlinalg._landmarks import select_landmarks as select_landmarks
+    from softlinalg._nystrom import NystromDecomposition as NystromDecomposition
+    from softlinalg._nystrom import kernel_operator as kernel_operator
+    from softlinalg._nystrom import nystrom as nystrom
+    from softlinalg._pinv import CertifiedInverse as CertifiedInverse
+    from softlinalg._pinv import CertifiedPinv as CertifiedPinv
+    from softlinalg._pinv import InverseMethod as InverseMethod
+    from softlinalg._pinv import NewtonPinv as NewtonPinv
+    from softlinalg._pinv import certified_pinv as certified_pinv
+    from softlinalg._pinv import certified_ridge_inverse as certified_ridge_inverse
+    from softlinalg._pinv import newton_pinv as newton_pinv
+    from softlinalg._pinv import newton_pinv_jvp as newton_pinv_jvp
+    from softlinalg._pinv import newton_pinv_vjp as newton_pinv_vjp
+    from softlinalg._pinv import pinv as pinv
+    from softlinalg._pinv import pinv_jvp as pinv_jvp
+    from softlinalg._pinv import pinv_vjp as pinv_vjp
+    from softlinalg._pinv import ridge_inverse as ridge_inverse
+    from softlinalg._pinv import ridge_inverse_jvp as ridge_inverse_jvp
+    from softlinalg._pinv import ridge_inverse_vjp as ridge_inverse_vjp
+    from softlinalg._streaming import StreamedNystrom as StreamedNystrom
+    from softlinalg._streaming import nystrom_stream as nystrom_stream
+    from softlinalg._streaming import open_rows as open_rows

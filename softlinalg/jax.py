@@ -145,7 +145,8 @@ def ridge_inverse(a: Array, ridge: float | Array, *, tol: float | None = None, m
     --------
     >>> import jax, jax.numpy as jnp
     >>> from softlinalg.jax import ridge_inverse
-    >>> float(jax.grad(lambda ridge: jnp.trace(ridge_inverse(jnp.eye(2), ridge)))(1.0))  # of 2 / (1 + ridge)
+    >>> slope = jax.grad(lambda ridge: jnp.trace(ridge_inverse(jnp.eye(2), ridge)))(1.0)  # of 2 / (1 + ridge)
+    >>> round(float(slope), 5)
     -0.5
     """
     a = jnp.asarray(a)

@@ -6,6 +6,7 @@ import doctest
 import functools
 import importlib
 import inspect
+import os
 import random
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ MODULES = {
     "softlinalg.errors": None,
     "softlinalg.sklearn": "sklearn",
     "softlinalg.dask": "dask",
+    "softlinalg.jax": "jax",
     "softlinalg.torch": "torch",
+    "softlinalg.torch.gpytorch": "gpytorch",
     "softlinalg.testing": "hypothesis",
     "softlinalg.testing.gallery": "hypothesis",
     "softlinalg.testing.ratios": "hypothesis",
@@ -27,9 +30,16 @@ MODULES = {
 }
 """Public modules, and what each of them needs."""
 
-SLOW = dict.fromkeys(
-    ("softlinalg.dask.nystrom", "softlinalg.dask.DaskNystrom"), "starts a cluster, in which tests/test_dask.py computes the same"
-)
+SLOW = {
+    "softlinalg.dask.nystrom": "starts a cluster, in which tests/test_dask.py computes the same",
+    "softlinalg.dask.DaskNystrom": "starts a cluster, in which tests/test_dask.py computes the same",
+    "softlinalg.jax.pinv": "compiles for ten seconds; tests/test_jax.py holds the same derivatives",
+    "softlinalg.jax.ridge_inverse": "compiles for ten seconds; tests/test_jax.py holds the same derivatives",
+    "softlinalg.jax.soft_attention": "compiles for ten seconds; tests/test_jax.py holds the same derivatives",
+}
+"""Examples that run with HYPOTHESIS_PROFILE=thorough only, with the reason."""
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
 def public(module: str) -> Iterator[tuple[str, Any]]:
@@ -69,7 +79,7 @@ def test_every_public_name_has_an_example_that_runs(module: str) -> None:
         if ">>>" not in (inspect.getdoc(value) or ""):
             without.append(name)
             continue
-        if f"{module}.{name}" in SLOW or _elsewhere(module, value):
+        if (f"{module}.{name}" in SLOW and not THOROUGH) or _elsewhere(module, value):
             continue
         for where, text in texts(name, value):
             # Names of the docstring alone: what the module imports does not help a reader.

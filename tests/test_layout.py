@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import inspect
 import re
 import subprocess
@@ -341,3 +342,17 @@ def test_errors_carry_what_they_promise() -> None:
     assert errors.ConvergenceError("text").info is None
     error = errors.ResourceError("text", 8, 4)
     assert (error.required_bytes, error.budget_bytes, str(error)) == (8, 4, "text")
+
+
+@pytest.mark.parametrize("name", ["softlinalg", "softlinalg.testing"])
+def test_type_checkers_see_every_name_that_is_imported_late(name: str) -> None:
+    module = importlib.import_module(name)
+    for_checkers = {
+        alias.asname or alias.name
+        for node in _tree(Path(str(module.__file__))).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in node.body
+        if isinstance(part, ast.ImportFrom)
+        for alias in part.names
+    }
+    assert for_checkers == set(module.__all__) - {"__version__"}

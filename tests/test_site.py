@@ -6,7 +6,9 @@ import collections
 import doctest
 import importlib
 import inspect
+import os
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -25,7 +27,9 @@ MODULES = (
     "softlinalg.errors",
     "softlinalg.sklearn",
     "softlinalg.dask",
+    "softlinalg.jax",
     "softlinalg.torch",
+    "softlinalg.torch.gpytorch",
     "softlinalg.testing",
     "softlinalg.testing.gallery",
     "softlinalg.testing.ratios",
@@ -90,12 +94,13 @@ def documented() -> set[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_is_in_the_reference(module: str) -> None:
-    if module.partition(".")[2] in ("dask", "torch", "sklearn") or module.endswith("strategies"):
-        pytest.importorskip({"dask": "dask", "torch": "torch", "sklearn": "sklearn"}.get(module.rpartition(".")[2], "hypothesis"))
+    if "testing" in module:
+        pytest.importorskip("hypothesis")
+    elif "." in module and module != "softlinalg.errors":
+        pytest.importorskip(module.rpartition(".")[2])
     there = documented()
-    values = {
-        id(getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])) for name in there if "torch" not in name
-    }
+    kit = [name for name in there if name.startswith("softlinalg.testing.")] if "testing" in module else []
+    values = {id(getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])) for name in kit}
     space = importlib.import_module(module)
     missing = [
         name
@@ -109,8 +114,8 @@ def test_every_public_name_is_in_the_reference(module: str) -> None:
 
 
 def test_the_reference_names_nothing_that_is_not_there() -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("dask")
+    for needed in ("torch", "dask", "jax", "gpytorch", "hypothesis", "sklearn"):
+        pytest.importorskip(needed)
     for name in documented():
         module, _, last = name.rpartition(".")
         assert last in importlib.import_module(module).__all__, name
@@ -140,6 +145,7 @@ def test_examples_of_the_page_run(page: Path) -> None:
 
 
 GALLERY = sorted((ROOT / "examples" / "gallery").glob("*.py"))
+QUICK = {"plot_3_landmarks_on_an_image", "plot_5_filter_functions", "plot_7_regression_with_deviations"}
 
 
 def test_gallery_examples_are_found_and_titled() -> None:
@@ -149,6 +155,22 @@ def test_gallery_examples_are_found_and_titled() -> None:
         title, rule = text_of(path).splitlines()[1:3]
         assert set(rule) == {"="}
         assert len(rule) == len(title)
+
+
+@pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.stem)
+def test_gallery_examples_run_and_draw(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path.stem not in QUICK and os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+        pytest.skip("takes seconds: runs with HYPOTHESIS_PROFILE=thorough, and whenever the site is built")
+    pytest.importorskip("sklearn")
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.close("all")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    runpy.run_path(str(path))
+    assert len(plt.get_fignums()) == 1
+    plt.close("all")
 
 
 # ------------------------------------------------------------------------------------------------- the release

@@ -3,7 +3,7 @@ Attention maps, exact and through landmarks
 ===========================================
 
 What one query (the cross) of an image attends to. A token is a patch: its place and its mean color. Full Gaussian attention forms
-the 2,240 x 2,240 kernel matrix; softmax-free attention goes through landmarks, here means over a grid of cells. The error in the
+the 2,688 x 2,688 kernel matrix; softmax-free attention goes through landmarks, here means over a grid of cells. The error in the
 titles is that of the output for all queries, with the colors as values, as `attention_error` measures it; single maps differ by more than
 their sums.
 """
