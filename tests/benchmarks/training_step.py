@@ -82,7 +82,9 @@ def main() -> None:
             label, seconds = kind(event.name), event.self_cpu_time_total / 1e6
         totals[label] = totals.get(label, 0.0) + seconds
     whole = sum(totals.values())
-    print(f"{options.model} at {options.size}, batch {options.batch}, {options.threads} thread(s): {plain:.2f} s a step, {whole:.2f} s profiled")
+    print(
+        f"{options.model} at {options.size}, batch {options.batch}, {options.threads} thread(s): {plain:.2f} s a step, {whole:.2f} s profiled"
+    )
     print(f"attention of this package: {100 * inside / whole:.1f} %\n\n| operation | share |\n|-|-|")
     for label, seconds in sorted(totals.items(), key=lambda entry: -entry[1])[:12]:
         print(f"| {label} | {100 * seconds / whole:.1f} % |")
