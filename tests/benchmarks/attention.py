@@ -23,13 +23,22 @@ import torch
 from torch import Tensor
 
 from softlinalg._cli_bench_workloads import HEADS, LANDMARKS, OURS, WIDTH, attention_contestants
-from softlinalg.torch import soft_attention
+from softlinalg.torch import cpu_kernels, soft_attention
 
 
 def contestants(q: Tensor, v: Tensor, landmarks: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Functions that give an output for the same tokens: those of `softlinalg bench`, and other settings of ours."""
+
+    def uncompiled() -> Tensor:
+        compiled, cpu_kernels.load = cpu_kernels.load, lambda: None
+        try:
+            return soft_attention(q, v, landmarks)
+        finally:
+            cpu_kernels.load = compiled
+
     return {
         **attention_contestants(q, v, landmarks),
+        "PyTorch's operations": uncompiled,
         "published inverse": lambda: soft_attention(q, v, landmarks, inverse="published", gradient="published"),
         "symmetric normalization": lambda: soft_attention(q, v, landmarks, normalization="symmetric"),
     }
