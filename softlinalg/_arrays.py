@@ -528,6 +528,9 @@ def device_of(x: Array) -> Device:
 
 def eye_like(a: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
     """The identity, shape (m, m), with m, device and (unless given) dtype of `a` (..., m, m)."""
+    if compat.is_torch_array(a) and is_traced(a):  # an export to ONNX takes torch.eye apart into a change in place, which it refuses
+        index = xp.arange(a.shape[-1], device=compat.device(a))
+        return xp.astype(index[:, None] == index, dtype or a.dtype)
     return xp.eye(a.shape[-1], dtype=dtype or a.dtype, device=compat.device(a))
 
 
@@ -866,11 +869,11 @@ def with_diagonal(a: Array, diagonal: Array, *, xp: Namespace) -> Array:
         index = np.arange(a.shape[-1])
         copy[..., index, index] = diagonal
         return copy
-    if compat.is_torch_array(a):
+    if compat.is_torch_array(a) and not is_traced(a):
         copy = a.to(diagonal.dtype, copy=True)
         sys.modules["torch"].diagonal(copy, dim1=-2, dim2=-1).copy_(diagonal)
         return copy
-    mask = xp.eye(a.shape[-1], dtype=xp.bool, device=compat.device(a))
+    mask = eye_like(a, xp=xp, dtype=xp.bool)
     return xp.where(mask, diagonal[..., None, :], xp.astype(a, diagonal.dtype))
 
 

@@ -50,6 +50,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     _cli_fit.run_predict(arguments)
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from softlinalg import _cli_export
+
+    _cli_export.run(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -71,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", SoftlinalgWarning)
             if not debug:
                 warnings.showwarning = _show_warning
-            arguments = make_parser(_approximate, _demo, _fit, _predict, _check).parse_args(given)
+            arguments = make_parser(_approximate, _demo, _fit, _predict, _check, _export).parse_args(given)
             status = arguments.run(arguments)
             sys.stdout.flush()
             return int(status or 0)

@@ -133,7 +133,8 @@ def export_onnx(
     program.save(target)
     report = _compared(copy.deepcopy(model).eval(), target, example, axes)
     if not max(report.errors) <= limit:
-        message = f"{func}: the file must give the model's numbers to tol={limit:g}; got a difference of {max(report.errors):.1e}. Take more steps."
+        worst = max(report.errors)
+        message = f"{func}: the file must give the model's numbers to tol={limit:.0e}; got a difference of {worst:.1e}. Take more steps."
         raise ConvergenceError(message, report)
     return report
 
