@@ -335,7 +335,11 @@ def _attention_entries() -> list[Public]:
             lambda rng: {**with_keys(rng), "count": 3},
             ("q", "k", "v"),
             {
-                "count": "count", "scale": "number", "steps": "steps", "query_groups": "steps", "factors": "choice",
+                "count": "count",
+                "scale": "number",
+                "steps": "steps",
+                "query_groups": "steps",
+                "factors": "choice",
                 "key_padding_mask": "mask",
             },
             is_torch=True,
