@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -40,10 +42,8 @@ def both_ranks(rank, folder):
             def attend(a, b, mask=hidden[:, place]):
                 return sequence_parallel_attention(a, b, chosen(a), key_padding_mask=mask)
 
-            if checkpointed:
-                out = torch.utils.checkpoint.checkpoint(attend, own_q, own_v, use_reentrant=False)
-            else:
-                out = attend(own_q, own_v)
+            run = functools.partial(torch.utils.checkpoint.checkpoint, attend, use_reentrant=False) if checkpointed else attend
+            out = run(own_q, own_v)
             (out * weight[:, :, place]).sum().backward()
             torch.save({"out": out.detach(), "q": own_q.grad, "v": own_v.grad}, f"{folder}/{name}{rank}.pt")
         # A layer under DistributedDataParallel: the mean of the gradients is that of the whole batch.
