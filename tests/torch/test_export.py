@@ -35,12 +35,9 @@ def test_a_copy_that_inverts_by_products_gives_the_same_numbers():
         assert (few(x) - model(x)).abs().max() > 1e-5, "eight steps do not converge"
 
 
-@pytest.mark.parametrize(
-    "build", [lambda: SoftAttention(16, 2, landmarks=4, grid_dims=1), lambda: SoftAttention(16, 2, landmarks=4, sampler="kmeans")]
-)
-def test_an_exported_attention_takes_any_number_of_tokens(build):
+def test_an_exported_attention_takes_any_number_of_tokens():
     torch.manual_seed(0)
-    model = build().eval()
+    model = SoftAttention(16, 2, landmarks=4, grid_dims=1).eval()
     dims = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("tokens", min=4, max=4096)}
     program = torch.export.export(model, (torch.randn(3, 20, 16),), dynamic_shapes=(dims,)).module()
     for shape in ((2, 7), (3, 20), (5, 33)):
