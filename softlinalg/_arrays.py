@@ -264,6 +264,9 @@ def device_of(x: Array) -> Device:
 
 def eye_like(a: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
     """The identity, shape (m, m), with m, device and (unless given) dtype of `a` (..., m, m)."""
+    if compat.is_torch_array(a) and is_traced(a):  # an export to ONNX takes torch.eye apart into a change in place, which it refuses
+        index = xp.arange(a.shape[-1], device=compat.device(a))
+        return xp.astype(index[:, None] == index, dtype or a.dtype)
     return xp.eye(a.shape[-1], dtype=dtype or a.dtype, device=compat.device(a))
 
 

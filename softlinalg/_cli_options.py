@@ -25,6 +25,8 @@ KERNELS = ("gaussian", "laplacian", "matern12", "matern32", "matern52")
 LANDMARKS = ("rpcholesky+lloyd", "kmeans", "rpcholesky", "greedy", "leverage", "uniform")
 """The methods of `softlinalg.select_landmarks` (a test holds them equal), written out so that --help needs no NumPy."""
 
+EXPORT_MODELS = tuple(f"{kind}_{size}" for kind in ("soft", "soft_norm") for size in ("tiny", "small", "medium", "large", "huge"))
+
 EXAMPLES = """\
 examples:
   softlinalg approximate measurements.csv --drop id --rank 200 --plot error.png
@@ -371,6 +373,23 @@ def _add_bench(commands: Any, run: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------ values of options
+def _add_export(commands: Any, run: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        usage="softlinalg export MODEL --output FILE [options]",
+        help="write an image backbone as an ONNX file",
+        description="Write a backbone as an ONNX file for any batch and image size, and compare the file with the model at three sizes.",
+    )
+    parser.add_argument("model", metavar="MODEL", choices=EXPORT_MODELS, help=", ".join(EXPORT_MODELS))
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="published or saved weights (.safetensors, .pth); default: random")
+    parser.add_argument("--classes", type=_whole, default=1000, metavar="N", help="of the classifier; default: 1000")
+    parser.add_argument("--image-size", type=_whole, default=224, metavar="N", help="that position embeddings are stored for; default: 224")
+    parser.add_argument("--published", action="store_true", help="the published computation, which weights of others were trained with")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .onnx")
+    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
+    parser.set_defaults(run=run)
+
+
 def _dtypes(text: str) -> tuple[str, ...]:
     """Data types between commas, each once."""
     found = tuple(dict.fromkeys(name.strip() for name in text.split(",")))

@@ -310,11 +310,11 @@ def with_diagonal(a: Array, diagonal: Array, *, xp: Namespace) -> Array:
         index = np.arange(a.shape[-1])
         copy[..., index, index] = diagonal
         return copy
-    if compat.is_torch_array(a):
+    if compat.is_torch_array(a) and not _arrays.is_traced(a):
         copy = a.to(diagonal.dtype, copy=True)
         sys.modules["torch"].diagonal(copy, dim1=-2, dim2=-1).copy_(diagonal)
         return copy
-    mask = xp.eye(a.shape[-1], dtype=xp.bool, device=compat.device(a))
+    mask = _arrays.eye_like(a, xp=xp, dtype=xp.bool)
     return xp.where(mask, diagonal[..., None, :], xp.astype(a, diagonal.dtype))
 
 

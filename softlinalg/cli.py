@@ -63,6 +63,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     return _cli_bench.run(arguments)
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from softlinalg import _cli_export
+
+    _cli_export.run(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -93,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "check": _check,
                 "bench": _bench,
                 "doctor": _doctor,
+                "export": _export,
             }
             arguments = make_parser(runs).parse_args(given)
             status = arguments.run(arguments)

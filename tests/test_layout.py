@@ -46,9 +46,9 @@ FAMILIES = [
 ]
 """Files that hold one object together, split for their length; within a family no import may lead back."""
 
-TOPMOST = {"_cli_check", "_cli_bench_workloads"}
+TOPMOST = {"_cli_check", "_cli_bench_workloads", "_cli_export"}
 """Parts of the command that stand above the other adapters: `softlinalg check` shows what `softlinalg.testing` measures, and
-`softlinalg bench` times what every adapter does. They may
+`softlinalg bench` times what every adapter does, `softlinalg export` writes models of `softlinalg.torch`. They may
 import adapters, in functions only, so that the rest of the command works without them."""
 
 ADAPTERS = [{"cli", "_cli_*"}, {"sklearn", "_sklearn_*"}, {"dask"}, {"jax"}, {"testing", "testing.*"}, {"torch", "torch.*"}]

@@ -15,7 +15,7 @@ from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
 from softlinalg.errors import BackendMismatchError, DTypeError, ParameterError, ShapeError
 from softlinalg.torch import autograd
-from softlinalg.torch.inputs import checked_tensors
+from softlinalg.torch.inputs import checked_tensors, without_autocast
 
 __all__ = [
     "AttentionError",
@@ -123,7 +123,7 @@ def soft_attention(
     autograd.check_gradient(func, gradient, inverse)
     result = _result_type(q, k, v)
     scale = float(q.shape[-1]) ** 0.25
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         common = q.dtype if k is None and v.dtype == q.dtype else _common_type(q, k, v)
         work = _arrays.compute_dtype(common, xp=xp)
         landmarks = landmarks.to(work)
@@ -226,7 +226,7 @@ def gaussian_attention(
         raise ParameterError(message)
     q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask, optional=("k", "landmarks"))
     result, hidden = _result_type(q, k, v), _for_heads(key_padding_mask)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         q, k, v = _in_one_type(q, k, v)
         out: Tensor = _attention_full.full_attention(
             q, k, v, hidden, length_scale=float(q.shape[-1]) ** 0.25, normalization=normalization, xp=xp
@@ -274,7 +274,7 @@ def softmax_as_gaussian(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None 
     q, k, v, _ = _checked(func, q, k, v, None, key_padding_mask)
     number = _scale(func, scale, q)
     result, hidden = _result_type(q, k, v), _for_heads(key_padding_mask)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         q, keys, v = _in_one_type(q, k, v)
         out: Tensor = _attention_full.softmax_as_gaussian(q, keys, v, hidden, scale=number, xp=xp)
     return out.to(result)
@@ -356,7 +356,7 @@ def clustered_softmax_attention(
     _check_query_mask(func, q, query_padding_mask)
     number = _scale(func, scale, q)
     result, hidden = _result_type(q, k, v), _for_heads(key_padding_mask)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         q, keys, v = _in_one_type(q, k, v)
         if factors == "tilted":
             absent = _for_heads(query_padding_mask)
@@ -444,7 +444,7 @@ def attention_error(
         published_alpha=published_alpha,
     )
     chosen = _chosen_rows(func, q, rows, rng)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         one_q, one_k, one_v = _in_one_type(q, k, v)
         scale, hidden = float(q.shape[-1]) ** 0.25, _for_heads(key_padding_mask)
         exact = _attention_full.full_attention(
@@ -504,7 +504,7 @@ def softmax_attention_error(
     number, chosen, n = _scale(func, scale, q), _chosen_rows(func, q, rows, rng), q.shape[2]
     if chosen is not None:
         out, q = out[..., chosen, :], q[..., chosen, :]
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         few, keys, values = _in_one_type(q, k, v)
         exact = _attention_full.softmax_as_gaussian(few, keys, values, _for_heads(key_padding_mask), scale=number, xp=xp)
     return _attention_full.relative_error(out, exact, n, xp=xp)

@@ -45,7 +45,7 @@ class ConversionReport(NamedTuple):
 
 
 def convert(
-    model: nn.Module,
+    model: Any,
     sample_inputs: Tensor | Mapping[str, Any] | Sequence[Tensor | Mapping[str, Any]],
     *,
     max_error: float = 0.5,
@@ -145,7 +145,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _changed_configs(model: nn.Module, settings: Mapping[str, int]) -> Iterator[list[tuple[Any, Any]]]:
+def _changed_configs(model: Any, settings: Mapping[str, int]) -> Iterator[list[tuple[Any, Any]]]:
     """Write the settings into every configuration in the model; what is left in the list is restored."""
     missing = object()
     found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}

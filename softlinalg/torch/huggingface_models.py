@@ -162,7 +162,7 @@ class SoftBackbone(BackboneMixin, SoftPreTrainedModel):
         super().__init__(config)
         self.num_features = list(config.dims)
         self.soft = _network(config, 0)
-        self.soft.norm = nn.Identity()  # maps are not normalized
+        self.soft.norm = nn.Identity()  # type: ignore[assignment]  # maps are not normalized
         self.post_init()
 
     def forward(

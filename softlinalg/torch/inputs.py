@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from softlinalg import _arrays, _inputs
 from softlinalg._settings import shown
 from softlinalg.errors import BackendMismatchError, DTypeError, ShapeError
 
-__all__ = ["checked_tensors", "whole_sides"]
+__all__ = ["checked_tensors", "whole_sides", "without_autocast"]
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -66,6 +68,14 @@ def _checked(func: str, name: str, x: Any) -> Any:
         x = x.to(torch.get_default_dtype())
     _inputs.check_fits(x, func=func, name=name)
     return x
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A region that computes in the types it has. Where autocast is off nothing is entered: an exported program would keep the region."""
+    device = x.device.type
+    if torch.compiler.is_exporting() and not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def whole_sides(value: Any, *, func: str, name: str) -> tuple[int, ...]:

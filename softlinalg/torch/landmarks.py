@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from softlinalg._attention_full import cluster
 from softlinalg._settings import shown
 from softlinalg.errors import ParameterError
+from softlinalg.torch.inputs import without_autocast
 
 __all__ = ["KMeansLandmarks", "PoolLandmarks", "RandomLandmarks", "conv_landmarks", "landmark_grid"]
 
@@ -239,7 +240,7 @@ class KMeansLandmarks(_Counted):
 
     def forward(self, q: Tensor, grid: Grid, hidden: Tensor | None = None) -> Tensor:
         """Landmarks (batch, heads, count, head_dim)."""
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             points = q.float() if q.dtype in (torch.float16, torch.bfloat16) else q
             groups = cluster(points, None if hidden is None else hidden[:, None, :], self.count, self.steps, xp=xp)
             sizes = groups.sizes[..., None]

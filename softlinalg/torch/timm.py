@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 try:
@@ -69,12 +68,10 @@ class TimmSoft(SoftBackbone):
             for stage, (width, stride) in enumerate(zip(self.dims, self.feature_strides, strict=True), start=1)
         ]
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that are no weights of maps."""
         return {"cls_token", *(f"pos_embed{stage}" for stage in range(1, 5))}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Names of the parameters of each layer, for rates of learning that depend on the depth."""
         blocks = (

@@ -48,7 +48,7 @@ def cosine(folder: str, count: int, tokens: int) -> None:
 
 
 def seconds(tokens: int, folder: str, rounds: int) -> None:
-    """Forward passes of one sequence, softmax and clustered in turn, one thread."""
+    """CPU seconds of forward passes of one sequence, softmax and clustered in turn, one thread."""
     torch.set_num_threads(1)
     register()
     config = AutoConfig.from_pretrained(folder)
@@ -61,9 +61,9 @@ def seconds(tokens: int, folder: str, rounds: int) -> None:
         for _ in range(rounds + 1):
             for name, times in taken.items():
                 model.set_attn_implementation(name)
-                start = time.perf_counter()
+                start = time.process_time()
                 model(input_ids=ids)
-                times.append(time.perf_counter() - start)
+                times.append(time.process_time() - start)
     ratios = [a / b for a, b in zip(taken["sdpa"][1:], taken["softmax_clustered"][1:], strict=True)]
     medians = {name: statistics.median(times[1:]) for name, times in taken.items()}
     spread = f"{min(ratios):.2f}-{max(ratios):.2f}"

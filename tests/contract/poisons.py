@@ -82,7 +82,7 @@ BY_KIND: dict[str, tuple[Any, ...]] = {
     "steps": (3, 12, 50),
     "chunk": (3, 10**9, 10**18),
     "choice": ("auto", "svd", "eigh", "newton", "chebyshev", "cholesky", "fallback", "raise", "warn", "published", "exact", "symmetric",
-               "certified", "matrix", "batch", "uniform", "greedy", "leverage", "kmeans", "rpcholesky", "row", "counts", "row_stochastic",
+               "certified", "matrix", "batch", "uniform", "greedy", "leverage", "kmeans", "rpcholesky", "row", "counts", "row_stochastic", "tilted",
                "conv", "pool", "random", "ratio", "2021", "PINV", "certified ", "model", "weight"),
     "scale": ("median", (1.0, 2.0, 3.0), [1.0, 2.0], (1.0, -1.0, 2.0), (np.nan,) * 3, np.ones(3), np.ones((3, 1)), 1e-300, 1e300, (1e-200,) * 3),
     "rng": (np.random.default_rng(0), np.random.RandomState(0), np.random.SeedSequence(1), np.random.PCG64(2), 7),

@@ -414,7 +414,14 @@ def _attention_entries() -> list[Public]:
             st.clustered_softmax_attention,
             lambda rng: {**with_keys(rng), "count": 3},
             ("q", "k", "v"),
-            {"count": "count", "scale": "number", "steps": "steps", "factors": "choice", "key_padding_mask": "mask"},
+            {
+                "count": "count",
+                "scale": "number",
+                "steps": "steps",
+                "query_groups": "steps",
+                "factors": "choice",
+                "key_padding_mask": "mask",
+            },
             is_torch=True,
         ),
         Public(
