@@ -65,6 +65,18 @@ def loose_bounds() -> None:
                 )
 
 
+def scalar_bounds() -> None:
+    """Inverses of numbers, accurate to the last digit, and errors in fractions: bounds of the size of a rounding must hold."""
+    rng = np.random.default_rng(0)
+    for ridge in (0.013, 1.7):
+        values = rng.uniform(0.1, 3.0, size=(60, 1, 1))
+        for method in ("auto", "newton"):
+            result = softlinalg.certified_ridge_inverse(values, ridge, method=method)
+            for a, x, bound in zip(values.ravel().tolist(), result.value.ravel().tolist(), result.error_bound.tolist(), strict=True):
+                error = abs(Fraction(x) - 1 / (Fraction(a) + Fraction(ridge)))
+                assert error <= Fraction(bound), f"bound {bound:.17g} below the error {float(error):.17g}: {a!r} + {ridge}, {method}"
+
+
 def approximations() -> None:
     for dtype in ("float32", "float64"):
         suites.nystrom(softlinalg.nystrom, dtype=dtype, cases=60).raise_for_failures()
@@ -161,7 +173,7 @@ def systems() -> None:
 GROUPS: dict[str, tuple[Callable[[], None], ...]] = {
     "kernel": (kernels, attention, approximations),
     "iterations": (iterations, ridge_inverses, gradients),
-    "certificates": (loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
+    "certificates": (scalar_bounds, loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
     "pinv": (iterations, decompositions, gradients),
     "ridge": (ridge_inverses, gradients),
     "landmarks": (approximations,),
