@@ -77,6 +77,16 @@ def scalar_bounds() -> None:
                 assert error <= Fraction(bound), f"bound {bound:.17g} below the error {float(error):.17g}: {a!r} + {ridge}, {method}"
 
 
+def given_cut_offs() -> None:
+    """A cut-off is relative to the largest singular value, also where that is far from the largest entry."""
+    one, other = np.ones((8, 8)) / 8, np.outer([1.0, -1.0] * 4, [1.0, -1.0] * 4) / 8  # projections on two directions
+    for scale in (1.0, 0.13, 1e5):
+        for ratio, truth in ((0.5e-3, one / scale), (2e-3, (one + other / 2e-3) / scale)):
+            found = softlinalg.pinv(scale * (one + ratio * other), rtol=1e-3)
+            error = np.linalg.norm(found - truth) / np.linalg.norm(truth)
+            assert error < 1e-10, f"rtol 1e-3 and singular values {scale} (1, {ratio}) give an error of {error:.3g}"
+
+
 def approximations() -> None:
     for dtype in ("float32", "float64"):
         suites.nystrom(softlinalg.nystrom, dtype=dtype, cases=60).raise_for_failures()
@@ -174,8 +184,8 @@ GROUPS: dict[str, tuple[Callable[[], None], ...]] = {
     "kernel": (kernels, attention, approximations),
     "iterations": (iterations, ridge_inverses, gradients),
     "certificates": (scalar_bounds, loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
-    "pinv": (iterations, decompositions, gradients),
-    "ridge": (ridge_inverses, gradients),
+    "pinv": (given_cut_offs, gradients, decompositions, iterations),
+    "ridge": (gradients, ridge_inverses),
     "landmarks": (approximations,),
     "nystrom": (approximations, systems),
     "attention": (attention,),
