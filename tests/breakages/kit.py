@@ -87,6 +87,13 @@ def given_cut_offs() -> None:
             assert error < 1e-10, f"rtol 1e-3 and singular values {scale} (1, {ratio}) give an error of {error:.3g}"
 
 
+def scaled_batches() -> None:
+    """Members as far apart in size as float64 allows."""
+    batch = build_matrix(shape=(4, 3), cond=10.0, batch=(3,), seed=1)
+    scale = np.ldexp(1.0, [0, -900, 900])[:, None, None]
+    assertions.assert_batch_independent(softlinalg.pinv, batch.A * scale, bitwise=True, poison=False)
+
+
 def approximations() -> None:
     for dtype in ("float32", "float64"):
         suites.nystrom(softlinalg.nystrom, dtype=dtype, cases=60).raise_for_failures()
@@ -189,7 +196,7 @@ GROUPS: dict[str, tuple[Callable[[], None], ...]] = {
     "landmarks": (approximations,),
     "nystrom": (approximations, systems),
     "attention": (attention,),
-    "arrays": (decompositions, attention, kernels),
+    "arrays": (scaled_batches, decompositions, attention, kernels),
 }
 """The checks by what they are most likely to notice; the others follow."""
 
