@@ -65,6 +65,35 @@ def loose_bounds() -> None:
                 )
 
 
+def scalar_bounds() -> None:
+    """Inverses of numbers, accurate to the last digit, and errors in fractions: bounds of the size of a rounding must hold."""
+    rng = np.random.default_rng(0)
+    for ridge in (0.013, 1.7):
+        values = rng.uniform(0.1, 3.0, size=(60, 1, 1))
+        for method in ("auto", "newton"):
+            result = softlinalg.certified_ridge_inverse(values, ridge, method=method)
+            for a, x, bound in zip(values.ravel().tolist(), result.value.ravel().tolist(), result.error_bound.tolist(), strict=True):
+                error = abs(Fraction(x) - 1 / (Fraction(a) + Fraction(ridge)))
+                assert error <= Fraction(bound), f"bound {bound:.17g} below the error {float(error):.17g}: {a!r} + {ridge}, {method}"
+
+
+def given_cut_offs() -> None:
+    """A cut-off is relative to the largest singular value, also where that is far from the largest entry."""
+    one, other = np.ones((8, 8)) / 8, np.outer([1.0, -1.0] * 4, [1.0, -1.0] * 4) / 8  # projections on two directions
+    for scale in (1.0, 0.13, 1e5):
+        for ratio, truth in ((0.5e-3, one / scale), (2e-3, (one + other / 2e-3) / scale)):
+            found = softlinalg.pinv(scale * (one + ratio * other), rtol=1e-3)
+            error = np.linalg.norm(found - truth) / np.linalg.norm(truth)
+            assert error < 1e-10, f"rtol 1e-3 and singular values {scale} (1, {ratio}) give an error of {error:.3g}"
+
+
+def scaled_batches() -> None:
+    """Members as far apart in size as float64 allows."""
+    batch = build_matrix(shape=(4, 3), cond=10.0, batch=(3,), seed=1)
+    scale = np.ldexp(1.0, [0, -900, 900])[:, None, None]
+    assertions.assert_batch_independent(softlinalg.pinv, batch.A * scale, bitwise=True, poison=False)
+
+
 def approximations() -> None:
     for dtype in ("float32", "float64"):
         suites.nystrom(softlinalg.nystrom, dtype=dtype, cases=60).raise_for_failures()
@@ -161,13 +190,13 @@ def systems() -> None:
 GROUPS: dict[str, tuple[Callable[[], None], ...]] = {
     "kernel": (kernels, attention, approximations),
     "iterations": (iterations, ridge_inverses, gradients),
-    "certificates": (loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
-    "pinv": (iterations, decompositions, gradients),
-    "ridge": (ridge_inverses, gradients),
+    "certificates": (scalar_bounds, loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
+    "pinv": (given_cut_offs, gradients, decompositions, iterations),
+    "ridge": (gradients, ridge_inverses),
     "landmarks": (approximations,),
     "nystrom": (approximations, systems),
     "attention": (attention,),
-    "arrays": (decompositions, attention, kernels),
+    "arrays": (scaled_batches, decompositions, attention, kernels),
 }
 """The checks by what they are most likely to notice; the others follow."""
 

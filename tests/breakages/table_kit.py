@@ -5,6 +5,7 @@ from __future__ import annotations
 from table import Breakage
 
 OUT_OF_SCOPE = {
+    "odd-order-loses-a-power": "a step of an order that no public function takes",
     "no-common-center": "distances from which the median length scale is guessed, a choice of a parameter; kernels have a center of their own",
     "proposals-never-rejected": "another choice of landmarks, as valid as the right one: only its distribution is wrong",
     "weights-not-square-roots": "weights of a sample that only k-means uses: landmarks are worse, not wrong",
@@ -15,7 +16,20 @@ OUT_OF_SCOPE = {
 }
 """Names in table.py, and why no law of the kit speaks of them."""
 
+ANSWERED = {
+    "bound-without-its-denominator": "scalar_bounds", "lost-digits-of-the-diagonal": "scalar_bounds",
+    "cut-off-not-relative": "given_cut_offs", "one-scale-for-the-whole-batch": "scaled_batches",
+}  # fmt: skip
+"""Names of those that survived at first, and the check of kit.py that was then written because of them."""
+
+UNDECIDED = ("upper-triangle-only", "ridge-forgotten-in-attention")
+"""Started, and stopped after 100 seconds without a finding: they may survive."""
+
 SURVIVORS = {
+    "rounding-of-the-residual-dropped": (
+        "the bound then leaves out one of its terms, smaller than the others in all that the checks compute;"
+        " `test_the_error_of_a_sliced_product_is_bounded_and_small` measures that term alone"
+    ),
     "far-pairs-left-to-rounding": (
         "close points far from the center then lose digits, as much as grade N allows to every kernel made of products of centered points;"
         " softlinalg promises more, which `test_close_points_far_from_the_center_keep_their_distance` holds it to"
