@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softlinalg import _arrays
+from softlinalg import _inputs
 from softlinalg._settings import shown, whole_number
 from softlinalg.errors import ConvergenceError, ParameterError
 from softlinalg.torch.landmark_attention import LandmarkAttention
@@ -118,7 +118,7 @@ def export_onnx(
         if importlib.util.find_spec(package) is None:
             message = f'{func}: {package} is needed; it is not installed. Run pip install "softlinalg[onnx]".'
             raise ImportError(message)
-    limit = _arrays.real_scalar(tol, func=func, name="tol")
+    limit = _inputs.real_scalar(tol, func=func, name="tol")
     target = Path(path)
     if target.suffix != ".onnx":
         message = f"{func}: path must end in .onnx; got {target.name[-60:]!r}. Change the extension."
