@@ -108,6 +108,10 @@ class _CompleteRows(MappedRows):
 
 
 # ------------------------------------------------------------------------------------------------ fit
+RANK = 512
+"""Landmarks by default."""
+
+
 def run_fit(arguments: argparse.Namespace) -> None:
     """The subcommand `fit`."""
     begun = time.perf_counter()
@@ -132,11 +136,14 @@ def run_fit(arguments: argparse.Namespace) -> None:
     def change(x: Host, y: Host | None) -> Block:
         return _scaled(x[:, kept], mean, deviation, dtype), y
 
+    # A small file needs no option: half its rows leave the other half to judge the ridge by.
+    known = max(1, (rows.rows or 2 * RANK) // 2)
+    rank = arguments.rank if arguments.rank is not None else min(RANK, known)
     prepared = rows if sample is None else MappedRows(rows, change, columns=len(kept), dtype=dtype)
     streamed = nystrom_stream(
         prepared,
         make_kernel(arguments.kernel, arguments.length_scale),
-        rank=arguments.rank,
+        rank=rank,
         landmarks=arguments.landmarks,
         sample=None if sample is None else _scaled(sample, mean, deviation, dtype),
         rng=arguments.seed,
@@ -175,12 +182,13 @@ def _scaled(x: Host, mean: Host, deviation: Host, dtype: Any) -> Host:
 def _statistics(rows: RowSource, arguments: argparse.Namespace, names: Sequence[str]) -> tuple[Host, Host, Host, int]:
     """Mean and deviation of each feature (0 for constant ones), a sample of rows, and the number of rows, in one pass."""
     d = rows.columns
-    chunk = arguments.chunk_size or default_chunk_size(arguments.rank, d)
+    rank = arguments.rank or RANK
+    chunk = arguments.chunk_size or default_chunk_size(rank, d)
     engine = LocalEngine(rows, chunk_size=chunk, threads=arguments.threads, progress=not arguments.quiet, func="fit")
     first, _ = engine.prefix()
     shift = first.astype(np.float64).mean(axis=0)
     seed = int(np.random.default_rng(arguments.seed).integers(2**63))
-    sampling = SampleTask(seed=seed, count=default_sample_size(arguments.rank, d, rows.dtype))
+    sampling = SampleTask(seed=seed, count=default_sample_size(rank, d, rows.dtype))
     state = engine.reduce(PairTask(sampling, MomentTask(shift=shift), 5), "mean and deviation")
     sample, (count, sums, squares, low, high) = state[2], state[5:]
     center = sums / count

@@ -183,7 +183,7 @@ def _add_fit(commands: Any, run: Any) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the model; one that is there is replaced")
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=("ridge",), default="ridge", help="default: ridge")
-    group.add_argument("--rank", type=_whole, default=512, metavar="N", help="number of landmarks; default: 512")
+    group.add_argument("--rank", type=_whole, metavar="N", help="number of landmarks; default: 512, or half the rows where they are few")
     group.add_argument("--ridge", type=_positive_numbers, metavar="A,B,C", help="ridges to choose among; default: 40 of all sizes")
     _add_method(group)
     data = parser.add_argument_group("data")

@@ -294,3 +294,11 @@ def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     assert "softlinalg predict new.csv --model model/ --output prices.csv" in capsys.readouterr().out
+
+
+def test_a_small_file_needs_no_rank(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pd.read_csv("t.csv").iloc[:300].to_csv("small.csv", index=False)
+    assert run(capsys, "fit", "small.csv", "--target", "price", "--output", "model", "--quiet") == (0, "", "")
+    assert models.load_model(Path("model")).decomposition.rank == 150
+    assert run(capsys, "predict", "new.csv", "--model", "model", "--output", "out.csv", "--quiet")[0] == 0
+    assert np.abs(pd.read_csv("out.csv")["price"] - Y[:40]).median() < 0.05
