@@ -22,8 +22,14 @@ CASES = 100
 
 
 def kernels() -> None:
-    for dtype in ("float32", "float64"):
-        suites.kernel(softlinalg.gaussian_kernel, dtype=dtype, grade="N", bitwise=True, cases=CASES).raise_for_failures()
+    for dtype, grade in (("float32", "S"), ("float64", "N")):
+        suites.kernel(softlinalg.gaussian_kernel, dtype=dtype, grade=grade, bitwise=True, cases=CASES).raise_for_failures()
+
+
+def many_points() -> None:
+    """Enough points for several blocks of rows."""
+    points = build_points(shape=(1500, 3), seed=0)
+    assertions.assert_kernel_matrix(lambda x: softlinalg.gaussian_kernel(x, length_scale=2.0), points, length_scale=2.0)
 
 
 def decompositions() -> None:
@@ -188,7 +194,7 @@ def systems() -> None:
 
 
 GROUPS: dict[str, tuple[Callable[[], None], ...]] = {
-    "kernel": (kernels, attention, approximations),
+    "kernel": (many_points, kernels, attention, approximations),
     "iterations": (iterations, ridge_inverses, gradients),
     "certificates": (scalar_bounds, loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
     "pinv": (given_cut_offs, gradients, decompositions, iterations),
