@@ -88,6 +88,7 @@ def make_parser(
     _add_check(commands, runs["check"])
     _add_bench(commands, runs["bench"])
     _add_doctor(commands, runs["doctor"])
+    _add_export(commands, runs["export"])
     return parser
 
 

@@ -138,11 +138,17 @@ def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> 
         The kernel gave NaN or infinity.
     NumericalError
         W has an eigenvalue that is negative beyond rounding: the kernel is not positive semi-definite.
+    ResourceError
+        The decomposition does not fit in memory.
     """
     m = w.shape[-1]
     if not bool(xp.all(xp.isfinite(w))):
         message = f"{func}: kernel must give finite values; got NaN or infinity among the landmarks. Check its length scale and the data."
         raise NonFiniteError(message)
+    if _arrays.is_cpu(w):
+        # W, its symmetric copy and one on the way; in LAPACK another copy, the vectors, and a workspace of two.
+        required, remedy = 7 * 8 * m * m, "Use fewer landmarks."
+        _inputs.check_memory(required, None, func=func, what=f"the eigenvectors of {m} landmarks", remedy=remedy)
     w = (w + xp.matrix_transpose(w)) / 2
     values, vectors = xp.linalg.eigh(w)
     smallest, largest = (float(v) for v in (values[0], values[-1]))

@@ -53,7 +53,7 @@ def checked_ridges(ridge: Any, *, func: str, name: str = "ridge") -> list[float]
     ------
     ParameterError
     """
-    several = hasattr(ridge, "__len__") and not isinstance(ridge, str | bytes) and getattr(ridge, "ndim", 1) > 0
+    several = isinstance(ridge, list | tuple) or getattr(ridge, "ndim", 0) == 1
     values: Sequence[Any] = ridge if several else [ridge]
     if len(values) == 0:
         message = f"{func}: {name} must have at least one value; got none. Pass a positive number, or None for a path of {GRID}."

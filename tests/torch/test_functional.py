@@ -523,7 +523,7 @@ def test_errors_with_hidden_keys_compare_what_is_left():
             errors.ParameterError,
             "steps must be a whole number >= 1; got 0",
         ),
-        (lambda q, v, x, k: clustered_softmax_attention(q, k, v, 3, factors="svd"), errors.ParameterError, "factors must be 'counts' or"),
+        (lambda q, v, x, k: clustered_softmax_attention(q, k, v, 3, factors="svd"), errors.ParameterError, "factors must be 'counts', "),
         (lambda q, v, x, k: softmax_as_gaussian(q, k, v, scale=-1), errors.ParameterError, "scale must be a finite number > 0; got -1"),
         (lambda q, v, x, k: attention_error(q, v, x, rows=1), errors.ParameterError, "rows must be a whole number >= 2; got 1"),
         (
