@@ -324,13 +324,7 @@ def soft_attention(
     settings = inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )._replace(is_kernel=True)
-    check_shapes(func, q, k, v, landmarks, key_padding_mask)
-    _inputs.check_batches(func, q=q, k=k, v=v, landmarks=landmarks)
-    scale = q.shape[-1] ** 0.25 if length_scale is None else _inputs.real_scalar(length_scale, func=func, name="length_scale")
-    check_finite = flag(check_finite, func=func, name="check_finite")
-    for name, array in (("q", q), ("v", v), ("landmarks", landmarks), ("k", k)):
-        if check_finite and array is not None:
-            _inputs.check_finite(array, func=func, name=name, xp=xp)
+    scale = checked_scale(func, q, k, v, landmarks, key_padding_mask, length_scale, check_finite, xp=xp)
     work = _arrays.compute_dtype(dtype, xp=xp)
     landmarks = xp.astype(landmarks, work, copy=False)
     with _arrays.quiet(landmarks):
@@ -372,6 +366,21 @@ def _as_heads(x: Array, batch: tuple[int, ...], *, xp: Namespace) -> Array:
     spread = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
     heads = batch[-1] if batch else 1
     return xp.reshape(spread, (math.prod(batch[:-1]), heads, *x.shape[-2:]))
+
+
+def checked_scale(
+    func: str, q: Array, k: Array | None, v: Array, landmarks: Array, hidden: Any, length_scale: Any, check_finite: Any, *, xp: Namespace
+) -> float:
+    """The length scale, once arrays and settings have been checked as `soft_attention` says."""
+    check_shapes(func, q, k, v, landmarks, hidden)
+    _inputs.check_batches(func, q=q, k=k, v=v, landmarks=landmarks)
+    scale: float
+    scale = q.shape[-1] ** 0.25 if length_scale is None else _inputs.real_scalar(length_scale, func=func, name="length_scale")
+    if flag(check_finite, func=func, name="check_finite"):
+        for name, array in (("q", q), ("v", v), ("landmarks", landmarks), ("k", k)):
+            if array is not None:
+                _inputs.check_finite(array, func=func, name=name, xp=xp)
+    return scale
 
 
 def check_shapes(func: str, q: Any, k: Any, v: Any, landmarks: Any, hidden: Any) -> None:

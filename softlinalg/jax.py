@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from softlinalg import _arrays, _attention, _inputs, _linalg, _pinv
-from softlinalg._settings import flag
 from softlinalg._typing import Array
 
 __all__ = ["pinv", "ridge_inverse", "soft_attention"]
@@ -216,13 +215,7 @@ def soft_attention(
     settings = _attention.inverse_settings(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )
-    _attention.check_shapes(func, q, k, v, landmarks, key_padding_mask)
-    _inputs.check_batches(func, q=q, k=k, v=v, landmarks=landmarks)
-    scale = q.shape[-1] ** 0.25 if length_scale is None else _inputs.real_scalar(length_scale, func=func, name="length_scale")
-    if flag(check_finite, func=func, name="check_finite"):
-        for name, array in (("q", q), ("v", v), ("landmarks", landmarks), ("k", k)):
-            if array is not None:
-                _inputs.check_finite(array, func=func, name=name, xp=jnp)
+    scale = _attention.checked_scale(func, q, k, v, landmarks, key_padding_mask, length_scale, check_finite, xp=jnp)
     work = _arrays.compute_dtype(dtype, xp=jnp)
     q, v, landmarks = (array.astype(work) for array in (q, v, landmarks))
     w = _attention.composite_landmark_kernel(landmarks, scale, xp=jnp)
