@@ -2,12 +2,14 @@
 //
 // The formulas, and the names, of softlinalg/_attention_blocks.py: C = exp(-|q - L|^2 / (2 l^2)), out = C X (E^T v). All that a block
 // of tokens needs, from its exponents to the products with its features, is done before the next one is touched. Vectors are those
-// of GCC and Clang, as wide as the machine's; features are padded to whole vectors, and factors by zeros. Sums over tokens are in
-// the type of the tokens for a few blocks, and in double beyond.
+// of GCC and Clang, as wide as the machine's. Features are kept turned, (m, tokens) for each block, so that the lanes of a vector are
+// tokens and no landmark count has to be padded. What the next block will read is asked for while this one is computed: the
+// hardware does not foresee rows that lie apart. Sums over tokens are in the type of the tokens for a few blocks, in double beyond.
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -23,31 +25,31 @@ struct Tokens {
     int64_t batch, head, row;
 };
 
-// Layout known to cpu_kernels.py (class _Work). Flat arrays are contiguous, one member for each of batch x heads.
+// Layout known to cpu_kernels.py (class _Work). Flat arrays are contiguous, one member for each of batch x heads. Features of one
+// head are blocks of BLOCK tokens, one after the other, each (m, tokens) with its tokens padded to whole vectors.
 struct Work {
-    int64_t heads, n, keys, m, padded, d, e;
+    int64_t heads, n, keys, m, d, e;
     int64_t features_apart, key_features_apart;  // entries from one head's features to the next one's; 0: they share their memory
     Tokens q, k, v, out, grad, dq, dv;
     void *center;        // (B, d)
-    void *columns;       // (B, d + 2, padded): of points, of their squares, and alone
+    void *columns;       // (B, m, d + 2): factors of points, of their squares, and alone
     void *rows;          // (B, m, d): w / l^2
-    void *features;      // (B, n, padded)
-    void *key_features;  // (B, keys, padded)
+    void *features;      // (B, m n), n padded
+    void *key_features;  // (B, m keys), keys padded
     double *moment;      // (B, m, e)
     double *x;           // (B, m, m)
-    void *core;          // (B, m, e), X moment
-    void *factor;        // (B, e, padded) for grad, or null
-    void *value_factor;  // (B, e, padded) for v, or null
-    void *dmoment;       // (B, m, e), or null where dv is not wanted
+    void *core;          // (B, m, e), X moment: it stands before grad in the gradient, too
+    void *dmoment;       // (B, m, e), the same for v, and for dv
     void *scratch;       // softlinalg_scratch_bytes, of one thread
     double lowest, precision;
+    int32_t grad_counts, v_counts;  // which of core grad and dmoment v `pull` sums
 };
 
 namespace {
 
 constexpr int TILE = 6;    // rows whose sums stay in registers, two vectors each
-constexpr int BLOCK = 96;  // tokens in a block: its points, values and features fit in the first caches
-constexpr int FLUSH = 8;   // blocks summed before they are added to a sum in double
+constexpr int BLOCK = 64;  // tokens in a block: its points, values and features fit in the first caches
+constexpr int FLUSH = 12;  // blocks summed before they are added to a sum in double
 
 template <typename T> struct Simd;
 template <> struct Simd<float> {
@@ -55,48 +57,157 @@ template <> struct Simd<float> {
     typedef int32_t I __attribute__((vector_size(BYTES)));
     typedef int32_t Int;
     static constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-    static constexpr int mantissa = 23, bias = 127, terms = 8;  // to f^7: off by 5e-9
+    static constexpr int mantissa = 23, bias = 127, degree = 6;
+    // The polynomial closest to 2^f on [-1/2, 1/2] in relative error, by Remez exchange: off by 1.9e-9
+    static constexpr float series[7] = {1.0f, 0.69314720573719575f, 0.24022646890645521f, 0.055503287771053248f, 0.0096184889563311816f,
+        0.0013399931177239738f, 0.0001534581216131163f};
 };
 template <> struct Simd<double> {
     typedef double V __attribute__((vector_size(BYTES), aligned(8), may_alias));
     typedef int64_t I __attribute__((vector_size(BYTES)));
     typedef int64_t Int;
     static constexpr double shift = 6755399441055744.0;
-    static constexpr int mantissa = 52, bias = 1023, terms = 14;  // to f^13: off by 4e-18
+    static constexpr int mantissa = 52, bias = 1023, degree = 11;
+    // off by 3.1e-18
+    static constexpr double series[12] = {1.0, 0.6931471805599453305, 0.240226506959101562, 0.0555041086648199216, 0.009618129107588335244,
+        0.001333355814678992172, 0.0001540353046251443206, 0.00001525273348998852565, 1.321543308967639918e-6, 1.017819802167193084e-7,
+        7.074105613508142796e-9, 4.435282706957277151e-10};
 };
-
-// ln(2)^k / k!, the series of 2^f, used on [-1/2, 1/2]
-constexpr double SERIES[14] = {1.0, 0.6931471805599453, 0.24022650695910072, 0.05550410866482158, 0.009618129107628477,
-    0.0013333558146428443, 0.0001540353039338161, 1.525273380405984e-05, 1.3215486790144309e-06, 1.0178086009239699e-07,
-    7.0549116208011225e-09, 4.4455382718708114e-10, 2.5678435993488202e-11, 1.3691488853904128e-12};
+constexpr float Simd<float>::series[];
+constexpr double Simd<double>::series[];
 
 template <typename T> using Vec = typename Simd<T>::V;
 template <typename T> constexpr int lanes = BYTES / int(sizeof(T));
 template <typename T> inline Vec<T>& at(T* p) { return *reinterpret_cast<Vec<T>*>(p); }
 template <typename T> inline const Vec<T>& at(const T* p) { return *reinterpret_cast<const Vec<T>*>(p); }
+template <typename T> inline int64_t whole_vectors(int64_t count) { return (count + lanes<T> - 1) / lanes<T> * lanes<T>; }
 
-// 2^min(x, 0), and zero where x <= lowest, so that nothing is subnormal; NaN stays NaN.
-template <typename T> inline Vec<T> power_of_two(Vec<T> x, T lowest) {
-    typedef Simd<T> S;
-    const Vec<T> none = {};
-    x = x > none ? none : x;
-    const auto gone = x <= none + lowest;
-    x = gone ? none : x;
-    const Vec<T> rounded = x + S::shift;
-    const Vec<T> f = x - (rounded - S::shift);
-    Vec<T> sum = none + T(SERIES[S::terms - 1]);
-#pragma GCC unroll 16
-    for (int k = S::terms - 2; k >= 0; --k) sum = sum * f + T(SERIES[k]);
-    typename S::I exponent;
-    std::memcpy(&exponent, &rounded, BYTES);
-    exponent = (exponent << S::mantissa) + (typename S::Int(S::bias) << S::mantissa);
-    Vec<T> scale;
-    std::memcpy(&scale, &exponent, BYTES);
-    return gone ? none : sum * scale;
+template <typename T> inline T total(Vec<T> x) {
+    T sum = 0;
+    for (int i = 0; i < lanes<T>; ++i) sum += x[i];
+    return sum;
 }
 
-// acc += A B for R rows of A and W vectors of columns of B.
-template <typename T, int R, int W>
+// Lines of memory that will be wanted soon, asked for a few at a time between other work.
+class Ahead {
+    const char *line = nullptr, *begin = nullptr;
+    int64_t row = 0, rows = 0, width = 0;
+
+  public:
+    Ahead() = default;
+    template <typename T>
+    Ahead(const T* start, int64_t stride, int64_t count, int64_t entries)
+        : line(reinterpret_cast<const char*>(start)), begin(line), row(stride * int64_t(sizeof(T))), rows(count), width(entries * int64_t(sizeof(T))) {}
+    inline void ask(int count) {
+        for (; count > 0 && rows > 0; --count) {
+            __builtin_prefetch(line);
+            line += 64;
+            if (line - begin >= width) {
+                begin += row;
+                line = begin;
+                --rows;
+            }
+        }
+    }
+};
+
+// 2^min(x, 0) of G vectors, and zero where x <= lowest, so that nothing is subnormal; NaN stays NaN. Step by step for all of them:
+// one vector's steps wait for each other.
+template <typename T, int G> inline __attribute__((always_inline)) void powers_of_two(T* p, T lowest) {
+    typedef Simd<T> S;
+    typedef typename S::I I;
+    Vec<T> x[G], rounded[G], sum[G];
+    I scale[G];
+    const Vec<T> none = {};
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+        x[g] = at(p + g * lanes<T>);
+        x[g] = x[g] > none ? none : x[g];
+        rounded[g] = x[g] + S::shift;
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+        const I gone = x[g] <= none + lowest;
+        std::memcpy(&scale[g], &rounded[g], BYTES);
+        scale[g] = ((scale[g] << S::mantissa) + (typename S::Int(S::bias) << S::mantissa)) & ~gone;
+        x[g] -= rounded[g] - S::shift;
+        sum[g] = none + S::series[S::degree];
+    }
+#pragma GCC unroll 16
+    for (int k = S::degree - 1; k >= 0; --k) {
+#pragma GCC unroll 8
+        for (int g = 0; g < G; ++g) sum[g] = sum[g] * x[g] + S::series[k];
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+        Vec<T> power;
+        std::memcpy(&power, &scale[g], BYTES);
+        at(p + g * lanes<T>) = sum[g] * power;
+    }
+}
+
+// ------------------------------------------------------------------------------------------------- transposition
+#if defined(__clang__) || __GNUC__ >= 12
+template <typename V, int S, int L, int... l> inline void exchange(V& a, V& b, std::integer_sequence<int, l...>) {
+    const V low = __builtin_shufflevector(a, b, (l & S ? L + l - S : l)...);
+    b = __builtin_shufflevector(a, b, (l & S ? L + l : l + S)...);
+    a = low;
+}
+template <typename T, int S> inline __attribute__((always_inline)) void turn_square(Vec<T> (&x)[lanes<T>]) {
+    constexpr int L = lanes<T>;
+    if constexpr (S < L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i)
+            if (!(i & S)) exchange<Vec<T>, S, L>(x[i], x[i + S], std::make_integer_sequence<int, L>());
+        turn_square<T, 2 * S>(x);
+    }
+}
+#else
+template <typename T, int> inline void turn_square(Vec<T> (&x)[lanes<T>]) {
+    for (int i = 0; i < lanes<T>; ++i)
+        for (int j = 0; j < i; ++j) {
+            const T kept = x[i][j];
+            x[i][j] = x[j][i];
+            x[j][i] = kept;
+        }
+}
+#endif
+
+// Points (rows, d), less the center if there is one, as (d, apart) with zeros up to whole vectors, and their squares.
+template <typename T>
+inline void turn(const T* points, int64_t stride, const T* center, int64_t rows, int64_t d, T* turned, int64_t apart, T* squares) {
+    constexpr int L = lanes<T>;
+    for (int64_t r = 0; r < rows; r += L) {
+        Vec<T> sum = {};
+        for (int64_t c = 0; c < d; c += L) {
+            Vec<T> x[L];
+#pragma GCC unroll 16
+            for (int i = 0; i < L; ++i) {
+                x[i] = Vec<T>{};
+                if (r + i < rows) x[i] = at(points + (r + i) * stride + c);
+                if (center && r + i < rows) x[i] -= at(center + c);
+            }
+            turn_square<T, 1>(x);
+#pragma GCC unroll 16
+            for (int i = 0; i < L; ++i) {
+                at(turned + (c + i) * apart + r) = x[i];
+                sum += x[i] * x[i];
+            }
+        }
+        if (squares) at(squares + r) = sum;
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ products
+template <typename T> struct Factor {
+    const T* a;
+    int64_t lda, depth;
+    const T* b;
+    int64_t ldb;
+};
+
+// acc += A B for R rows of A, or with TURNED of its transpose, and W vectors of columns of B.
+template <typename T, int R, int W, bool TURNED>
 inline __attribute__((always_inline)) void multiply(const T* a, int64_t lda, int64_t depth, const T* b, int64_t ldb, Vec<T> (&acc)[R][W]) {
     for (int64_t k = 0; k < depth; ++k) {
         Vec<T> right[W];
@@ -105,20 +216,14 @@ inline __attribute__((always_inline)) void multiply(const T* a, int64_t lda, int
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-            for (int w = 0; w < W; ++w) acc[r][w] += a[r * lda + k] * right[w];
+            for (int w = 0; w < W; ++w) acc[r][w] += (TURNED ? a[k * lda + r] : a[r * lda + k]) * right[w];
         }
     }
 }
 
-template <typename T> struct Factor {
-    const T* a;
-    int64_t lda, depth;
-    const T* b;
-    int64_t ldb;
-};
-
-// A1 B1 (+ A2 B2) tile by tile; start(row, column) gives what it is added to, finish(row, column, sum) takes each vector.
-template <typename T, int R, int W, typename Start, typename Finish>
+// A1 B1 (+ A2 B2) tile by tile; start(row, column) gives what it is added to, finish(row, column, sum) takes each vector, and
+// meanwhile() is called once for each tile.
+template <typename T, int R, int W, bool TURNED, typename Start, typename Finish>
 inline __attribute__((always_inline)) void tile(int64_t i, int64_t j, const Factor<T>& one, const Factor<T>* two, Start start, Finish finish) {
     Vec<T> acc[R][W];
 #pragma GCC unroll 8
@@ -126,8 +231,8 @@ inline __attribute__((always_inline)) void tile(int64_t i, int64_t j, const Fact
 #pragma GCC unroll 4
         for (int w = 0; w < W; ++w) acc[r][w] = start(i + r, j + w * lanes<T>);
     }
-    multiply<T, R, W>(one.a + i * one.lda, one.lda, one.depth, one.b + j, one.ldb, acc);
-    if (two) multiply<T, R, W>(two->a + i * two->lda, two->lda, two->depth, two->b + j, two->ldb, acc);
+    multiply<T, R, W, TURNED>(one.a + (TURNED ? i : i * one.lda), one.lda, one.depth, one.b + j, one.ldb, acc);
+    if (two) multiply<T, R, W, TURNED>(two->a + (TURNED ? i : i * two->lda), two->lda, two->depth, two->b + j, two->ldb, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -135,96 +240,100 @@ inline __attribute__((always_inline)) void tile(int64_t i, int64_t j, const Fact
     }
 }
 
-template <typename T, typename Start, typename Finish>
-inline void product(int64_t rows, int64_t width, const Factor<T>& one, const Factor<T>* two, Start start, Finish finish) {
+template <typename T, int W, bool TURNED, typename Start, typename Finish, typename Meanwhile>
+inline void strip(int64_t rows, int64_t j, const Factor<T>& one, const Factor<T>* two, Start start, Finish finish, Meanwhile meanwhile) {
+    int64_t i = 0;
+    for (; i + TILE <= rows; i += TILE) {
+        meanwhile();
+        tile<T, TILE, W, TURNED>(i, j, one, two, start, finish);
+    }
+    for (; i + 2 <= rows; i += 2) tile<T, 2, W, TURNED>(i, j, one, two, start, finish);
+    if (i < rows) tile<T, 1, W, TURNED>(i, j, one, two, start, finish);
+}
+
+template <typename T, bool TURNED, typename Start, typename Finish, typename Meanwhile>
+inline void product(int64_t rows, int64_t width, const Factor<T>& one, const Factor<T>* two, Start start, Finish finish, Meanwhile meanwhile) {
     constexpr int L = lanes<T>;
-    for (int64_t j = 0; j < width; j += 2 * L) {
-        const bool pair = j + 2 * L <= width;
-        int64_t i = 0;
-        for (; i + TILE <= rows; i += TILE) {
-            if (pair) tile<T, TILE, 2>(i, j, one, two, start, finish);
-            else tile<T, TILE, 1>(i, j, one, two, start, finish);
-        }
-        for (; i < rows; ++i) {
-            if (pair) tile<T, 1, 2>(i, j, one, two, start, finish);
-            else tile<T, 1, 1>(i, j, one, two, start, finish);
-        }
-    }
+    int64_t j = 0;
+    for (; j + 2 * L <= width; j += 2 * L) strip<T, 2, TURNED>(rows, j, one, two, start, finish, meanwhile);
+    if (j < width) strip<T, 1, TURNED>(rows, j, one, two, start, finish, meanwhile);
 }
 
-template <typename T, int R, int W>
-inline void transposed_tile(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t rows, T* sum, int64_t width) {
-    Vec<T> acc[R][W];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-        for (int w = 0; w < W; ++w) acc[r][w] = at(sum + r * width + w * lanes<T>);
-    }
-    for (int64_t k = 0; k < rows; ++k) {
-        Vec<T> right[W];
-#pragma GCC unroll 4
-        for (int w = 0; w < W; ++w) right[w] = at(b + k * ldb + w * lanes<T>);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-            for (int w = 0; w < W; ++w) acc[r][w] += a[k * lda + r] * right[w];
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-        for (int w = 0; w < W; ++w) at(sum + r * width + w * lanes<T>) = acc[r][w];
-    }
+constexpr auto nothing = [] {};
+
+// sum (rows, width) += A B
+template <typename T, typename Meanwhile>
+inline void add_product(int64_t rows, int64_t width, const Factor<T>& factor, T* sum, Meanwhile meanwhile) {
+    product<T, false>(rows, width, factor, nullptr, [=](int64_t i, int64_t j) { return at(sum + i * width + j); },
+        [=](int64_t i, int64_t j, Vec<T> value) { at(sum + i * width + j) = value; }, meanwhile);
 }
 
-// sum (m, width) += A^T B over the rows of a block.
-template <typename T>
-inline void add_transposed(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t rows, int64_t m, int64_t width, T* sum) {
-    constexpr int L = lanes<T>;
-    for (int64_t c = 0; c < width; c += 2 * L) {
-        const bool pair = c + 2 * L <= width;
-        int64_t j = 0;
-        for (; j + TILE <= m; j += TILE) {
-            if (pair) transposed_tile<T, TILE, 2>(a + j, lda, b + c, ldb, rows, sum + j * width + c, width);
-            else transposed_tile<T, TILE, 1>(a + j, lda, b + c, ldb, rows, sum + j * width + c, width);
-        }
-        for (; j < m; ++j) {
-            if (pair) transposed_tile<T, 1, 2>(a + j, lda, b + c, ldb, rows, sum + j * width + c, width);
-            else transposed_tile<T, 1, 1>(a + j, lda, b + c, ldb, rows, sum + j * width + c, width);
-        }
-    }
+// Rows of `out` = A^T B for features A.
+template <typename T, typename Meanwhile>
+inline void write_product(int64_t rows, int64_t width, const Factor<T>& factor, T* out, int64_t stride, Meanwhile meanwhile) {
+    product<T, true>(rows, width, factor, nullptr, [](int64_t, int64_t) { return Vec<T>{}; },
+        [=](int64_t i, int64_t j, Vec<T> value) { at(out + i * stride + j) = value; }, meanwhile);
 }
 
+// --------------------------------------------------------------------------------------------------------- steps
 template <typename T> inline T* place(const Tokens& x, const Work& work, int64_t head) {
     return static_cast<T*>(x.data) + (head / work.heads) * x.batch + (head % work.heads) * x.head;
 }
 
 template <typename T> inline T* member(void* x, int64_t head, int64_t entries) { return static_cast<T*>(x) + head * entries; }
 
-// Points less the center, and half of what their squares do to the exponents.
-template <typename T>
-inline void center_block(const T* points, int64_t stride, const T* center, int64_t rows, int64_t d, T* z, T* squares) {
-    for (int64_t r = 0; r < rows; ++r) {
-        Vec<T> sum = {};
-        for (int64_t c = 0; c < d; c += lanes<T>) {
-            const Vec<T> moved = at(points + r * stride + c) - at(center + c);
-            at(z + r * d + c) = moved;
-            sum += moved * moved;
-        }
-        T total = 0;
-        for (int i = 0; i < lanes<T>; ++i) total += sum[i];
-        squares[r] = total;
-    }
+constexpr int WIDEST = 128;  // of points and values
+constexpr int LANDMARKS = 256;
+
+template <typename T> struct Scratch {
+    alignas(64) T turned[BLOCK * WIDEST];
+    alignas(64) T turned_values[BLOCK * WIDEST];
+    alignas(64) T z[BLOCK * WIDEST];
+    alignas(64) T squares[BLOCK];
+    alignas(64) T weights[BLOCK * LANDMARKS];
+    alignas(64) T sum[LANDMARKS * WIDEST];
+    alignas(64) T by_landmark[LANDMARKS * lanes<T>];
+};
+
+template <typename T> inline Scratch<T>& scratch_of(const Work& work) {
+    return *reinterpret_cast<Scratch<T>*>((reinterpret_cast<uintptr_t>(work.scratch) + 63) & ~uintptr_t(63));
 }
 
-// Features of rows [first, last) of one head.
+// Tokens of a block, and of the one after it.
+struct Range {
+    int64_t rows, next;
+    static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+    Range(int64_t start, int64_t last) : rows(least(last - start, BLOCK)), next(least(last - start - rows, BLOCK)) {}
+};
+
+template <typename T> inline Ahead points_ahead(const Tokens& x, const Work& work, int64_t head, int64_t start, const Range& range, int64_t width) {
+    return {place<T>(x, work, head) + (start + range.rows) * x.row, x.row, range.next, width};
+}
+
+template <typename T> inline Ahead features_ahead(const T* features, const Work& work, const Range& range) {
+    return {features + work.m * whole_vectors<T>(range.rows), 0, range.next ? 1 : 0, work.m * whole_vectors<T>(range.next)};
+}
+
+// Features of a block, (m, rows padded).
 template <typename T>
-inline void write_features(const Work& work, const T* z, const T* squares, const T* columns, int64_t rows, T* features) {
-    const int64_t d = work.d, padded = work.padded;
-    const T *of_squares = columns + d * padded, *alone = columns + (d + 1) * padded, lowest = T(work.lowest);
-    product<T>(rows, padded, {z, d, d, columns, padded}, nullptr,
-        [=](int64_t i, int64_t j) { return at(alone + j) + squares[i] * at(of_squares + j); },
-        [=](int64_t i, int64_t j, Vec<T> sum) { at(features + i * padded + j) = power_of_two<T>(sum, lowest); });
+inline void write_features(const Work& work, const Tokens& points, int64_t head, int64_t start, const Range& range, T* features, Ahead also) {
+    constexpr int AT_ONCE = 4;
+    Scratch<T>& s = scratch_of<T>(work);
+    const int64_t d = work.d, m = work.m, padded = whole_vectors<T>(range.rows);
+    const T *columns = member<T>(work.columns, head, m * (d + 2)), lowest = T(work.lowest), *squares = s.squares;
+    turn<T>(place<T>(points, work, head) + start * points.row, points.row, member<T>(work.center, head, d), range.rows, d, s.turned, padded, s.squares);
+    product<T, false>(m, padded, {columns, d + 2, d, s.turned, padded}, nullptr,
+        [=](int64_t i, int64_t j) { return columns[i * (d + 2) + d + 1] + columns[i * (d + 2) + d] * at(squares + j); },
+        [=](int64_t i, int64_t j, Vec<T> sum) { at(features + i * padded + j) = sum; }, nothing);
+    Ahead coming = points_ahead<T>(points, work, head, start, range, d), place_of_next = features_ahead<T>(features, work, range);
+    int64_t i = 0;
+    for (; i + AT_ONCE * lanes<T> <= m * padded; i += AT_ONCE * lanes<T>) {
+        powers_of_two<T, AT_ONCE>(features + i, lowest);
+        coming.ask(2);
+        place_of_next.ask(2);
+        also.ask(2);
+    }
+    for (; i < m * padded; i += lanes<T>) powers_of_two<T, 1>(features + i, lowest);
 }
 
 template <typename T> void add_and_clear(T* sum, double* total, int64_t rows, int64_t width, int64_t stride) {
@@ -235,44 +344,20 @@ template <typename T> void add_and_clear(T* sum, double* total, int64_t rows, in
         }
 }
 
-constexpr int WIDEST = 128;     // of points and values
-constexpr int LANDMARKS = 256;  // with padding
-
-template <typename T> struct Scratch {
-    alignas(64) T z[BLOCK * WIDEST];
-    alignas(64) T squares[BLOCK];
-    alignas(64) T weights[BLOCK * LANDMARKS];
-    alignas(64) T sums[BLOCK];
-    alignas(64) T sum[LANDMARKS * WIDEST];
-    alignas(64) T column[LANDMARKS];
-};
-
-template <typename T> inline Scratch<T>& scratch_of(const Work& work) {
-    return *reinterpret_cast<Scratch<T>*>((reinterpret_cast<uintptr_t>(work.scratch) + 63) & ~uintptr_t(63));
-}
-
-template <typename T>
-void features_of(const Work& work, const Tokens& points, void* all, int64_t apart, int64_t head, int64_t start, int64_t rows, Scratch<T>& s, T*& features) {
-    const int64_t d = work.d, padded = work.padded;
-    features = member<T>(all, head, apart) + start * padded;
-    center_block<T>(place<T>(points, work, head) + start * points.row, points.row, member<T>(work.center, head, d), rows, d, s.z, s.squares);
-    write_features<T>(work, s.z, s.squares, member<T>(work.columns, head, (d + 2) * padded), rows, features);
-}
-
 // Features of the keys and their moment with the values.
 template <typename T> void gather(const Work& work, int64_t head, int64_t first, int64_t last, double* moment) {
     Scratch<T>& s = scratch_of<T>(work);
-    const int64_t e = work.e, padded = work.padded;
+    const int64_t e = work.e;
     const Tokens& points = work.k.data ? work.k : work.q;
     const T* v = place<T>(work.v, work, head);
     std::memset(s.sum, 0, sizeof(T) * work.m * e);
     int held = 0;
     for (int64_t start = first; start < last; start += BLOCK) {
-        const int64_t rows = last - start < BLOCK ? last - start : BLOCK;
-        T* features;
-        features_of<T>(work, points, work.key_features, work.key_features_apart, head, start, rows, s, features);
-        add_transposed<T>(features, padded, v + start * work.v.row, work.v.row, rows, work.m, e, s.sum);
-        if (++held == FLUSH || start + rows == last) {
+        const Range range(start, last);
+        T* features = member<T>(work.key_features, head, work.key_features_apart) + start * work.m;
+        write_features<T>(work, points, head, start, range, features, points_ahead<T>(work.v, work, head, start, range, e));
+        add_product<T>(work.m, e, {features, whole_vectors<T>(range.rows), range.rows, v + start * work.v.row, work.v.row}, s.sum, nothing);
+        if (++held == FLUSH || !range.next) {
             add_and_clear<T>(s.sum, moment, work.m, e, e);
             held = 0;
         }
@@ -287,95 +372,98 @@ template <typename T> void join(const Work& work, int64_t head) {
     for (int64_t i = 0; i < m; ++i) {
         double row[WIDEST] = {};
         for (int64_t j = 0; j < m; ++j)
-            for (int64_t c = 0; c < e; ++c) row[c] += x[i * m + j] * moment[j * e + c];
+            for (int64_t c = 0; c < e; c += lanes<double>) at(row + c) += x[i * m + j] * at(moment + j * e + c);
         for (int64_t c = 0; c < e; ++c) core[i * e + c] = T(row[c]);
     }
 }
 
 // out = C core, with the features of queries where they are not those of the keys.
 template <typename T> void scatter(const Work& work, int64_t head, int64_t first, int64_t last) {
-    Scratch<T>& s = scratch_of<T>(work);
-    const int64_t m = work.m, e = work.e, padded = work.padded, stride = work.out.row;
+    const int64_t m = work.m, e = work.e, stride = work.out.row;
     const T* core = member<T>(work.core, head, m * e);
     for (int64_t start = first; start < last; start += BLOCK) {
-        const int64_t rows = last - start < BLOCK ? last - start : BLOCK;
-        T* features = member<T>(work.features, head, work.features_apart) + start * padded;
-        if (work.k.data) features_of<T>(work, work.q, work.features, work.features_apart, head, start, rows, s, features);
-        T* out = place<T>(work.out, work, head) + start * stride;
-        product<T>(rows, e, {features, padded, m, core, e}, nullptr, [](int64_t, int64_t) { return Vec<T>{}; },
-            [=](int64_t i, int64_t j, Vec<T> sum) { at(out + i * stride + j) = sum; });
+        const Range range(start, last);
+        T* features = member<T>(work.features, head, work.features_apart) + start * m;
+        if (work.k.data) write_features<T>(work, work.q, head, start, range, features, Ahead());
+        Ahead coming = features_ahead<T>(features, work, range), space = points_ahead<T>(work.out, work, head, start, range, e);
+        write_product<T>(range.rows, e, {features, whole_vectors<T>(range.rows), m, core, e}, place<T>(work.out, work, head) + start * stride,
+            stride, [&] { coming.ask(10); space.ask(8); });
     }
 }
 
 // C^T grad.
 template <typename T> void gather_grad(const Work& work, int64_t head, int64_t first, int64_t last, double* total) {
     Scratch<T>& s = scratch_of<T>(work);
-    const int64_t e = work.e, padded = work.padded;
-    const T *grad = place<T>(work.grad, work, head), *features = member<T>(work.features, head, work.features_apart);
+    const int64_t e = work.e;
+    const T* grad = place<T>(work.grad, work, head);
     std::memset(s.sum, 0, sizeof(T) * work.m * e);
     int held = 0;
     for (int64_t start = first; start < last; start += BLOCK) {
-        const int64_t rows = last - start < BLOCK ? last - start : BLOCK;
-        add_transposed<T>(features + start * padded, padded, grad + start * work.grad.row, work.grad.row, rows, work.m, e, s.sum);
-        if (++held == FLUSH || start + rows == last) {
+        const Range range(start, last);
+        const T* features = member<T>(work.features, head, work.features_apart) + start * work.m;
+        Ahead coming = features_ahead<T>(features, work, range), also = points_ahead<T>(work.grad, work, head, start, range, e);
+        add_product<T>(work.m, e, {features, whole_vectors<T>(range.rows), range.rows, grad + start * work.grad.row, work.grad.row}, s.sum,
+            [&] { coming.ask(12); also.ask(8); });
+        if (++held == FLUSH || !range.next) {
             add_and_clear<T>(s.sum, total, work.m, e, e);
             held = 0;
         }
     }
 }
 
-// H = C * (grad factor + v value_factor); dq = (H w - rowsum(H) z) / l^2; dv = C dmoment; dw += [H^T z, colsum(H)].
+// H = C * (grad core^T + v dmoment^T); dq = (H w - rowsum(H) z) / l^2; dv = C dmoment; dw += [H^T z, colsum(H)].
 template <typename T> void pull(const Work& work, int64_t head, int64_t first, int64_t last, double* dw) {
     Scratch<T>& s = scratch_of<T>(work);
-    const int64_t m = work.m, d = work.d, e = work.e, padded = work.padded;
-    const T *all = member<T>(work.features, head, work.features_apart), *rows_of_w = member<T>(work.rows, head, m * d);
-    const T *center = member<T>(work.center, head, d), *q = place<T>(work.q, work, head);
-    const T *grad = work.factor ? place<T>(work.grad, work, head) : nullptr;
-    const T *v = work.value_factor ? place<T>(work.v, work, head) : nullptr;
-    const T *factor = work.factor ? member<T>(work.factor, head, e * padded) : nullptr;
-    const T *value_factor = work.value_factor ? member<T>(work.value_factor, head, e * padded) : nullptr;
-    const T* dmoment = work.dmoment ? member<T>(work.dmoment, head, m * e) : nullptr;
-    const T precision = T(work.precision);
+    const int64_t m = work.m, d = work.d, e = work.e;
+    const T *all = member<T>(work.features, head, work.features_apart), *w = member<T>(work.rows, head, m * d);
+    const T *center = member<T>(work.center, head, d), *core = member<T>(work.core, head, m * e), *dmoment = member<T>(work.dmoment, head, m * e);
+    const Vec<T> precision = Vec<T>{} + T(work.precision);
     std::memset(s.sum, 0, sizeof(T) * m * d);
-    std::memset(s.column, 0, sizeof(T) * padded);
+    std::memset(s.by_landmark, 0, sizeof(s.by_landmark));
     int held = 0;
     for (int64_t start = first; start < last; start += BLOCK) {
-        const int64_t rows = last - start < BLOCK ? last - start : BLOCK;
-        const T* features = all + start * padded;
-        const Factor<T> one = {factor ? grad + start * work.grad.row : nullptr, work.grad.row, e, factor, padded};
-        const Factor<T> two = {value_factor ? v + start * work.v.row : nullptr, work.v.row, e, value_factor, padded};
-        T* weights = s.weights;
-        product<T>(rows, padded, factor ? one : two, factor && value_factor ? &two : nullptr, [](int64_t, int64_t) { return Vec<T>{}; },
-            [=](int64_t i, int64_t j, Vec<T> sum) { at(weights + i * padded + j) = sum * at(features + i * padded + j); });
-        if (dmoment) {
-            const int64_t stride = work.dv.row;
-            T* dv = place<T>(work.dv, work, head) + start * stride;
-            product<T>(rows, e, {features, padded, m, dmoment, e}, nullptr, [](int64_t, int64_t) { return Vec<T>{}; },
-                [=](int64_t i, int64_t j, Vec<T> sum) { at(dv + i * stride + j) = sum; });
-        }
-        center_block<T>(q + start * work.q.row, work.q.row, center, rows, d, s.z, s.squares);
-        for (int64_t r = 0; r < rows; ++r) {
-            Vec<T> sum = {};
-            for (int64_t j = 0; j < padded; j += lanes<T>) {
-                sum += at(weights + r * padded + j);
-                at(s.column + j) += at(weights + r * padded + j);
-            }
-            T total = 0;
-            for (int i = 0; i < lanes<T>; ++i) total += sum[i];
-            s.sums[r] = total * precision;
-        }
-        add_transposed<T>(weights, padded, s.z, d, rows, m, d, s.sum);
+        const Range range(start, last);
+        const int64_t rows = range.rows, padded = whole_vectors<T>(rows);
+        const T* features = all + start * m;
+        const T* q = place<T>(work.q, work, head) + start * work.q.row;
+        if (work.grad_counts) turn<T>(place<T>(work.grad, work, head) + start * work.grad.row, work.grad.row, nullptr, rows, e, s.turned, padded, nullptr);
+        if (work.v_counts) turn<T>(place<T>(work.v, work, head) + start * work.v.row, work.v.row, nullptr, rows, e, s.turned_values, padded, nullptr);
+        const Factor<T> by_grad = {core, e, e, s.turned, padded}, by_v = {dmoment, e, e, s.turned_values, padded};
+        T *weights = s.weights, *by_token = s.squares, *by_landmark = s.by_landmark;
+        std::memset(by_token, 0, sizeof(T) * padded);
+        Ahead coming = features_ahead<T>(features, work, range), points = points_ahead<T>(work.q, work, head, start, range, d);
+        Ahead grads = work.grad_counts ? points_ahead<T>(work.grad, work, head, start, range, e) : Ahead();
+        Ahead values = work.v_counts ? points_ahead<T>(work.v, work, head, start, range, e) : Ahead();
+        product<T, false>(m, padded, work.grad_counts ? by_grad : by_v, work.grad_counts && work.v_counts ? &by_v : nullptr,
+            [](int64_t, int64_t) { return Vec<T>{}; },
+            [=](int64_t i, int64_t j, Vec<T> sum) {
+                sum *= at(features + i * padded + j);
+                at(weights + i * padded + j) = sum;
+                at(by_token + j) += sum;
+                at(by_landmark + i * lanes<T>) += sum;
+            },
+            [&] {
+                coming.ask(6);
+                points.ask(4);
+                grads.ask(4);
+                values.ask(4);
+            });
+        if (work.v_counts)
+            write_product<T>(rows, e, {features, padded, m, dmoment, e}, place<T>(work.dv, work, head) + start * work.dv.row, work.dv.row, nothing);
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t c = 0; c < d; c += lanes<T>) at(s.z + r * d + c) = at(q + r * work.q.row + c) - at(center + c);
+        add_product<T>(m, d, {weights, padded, rows, s.z, d}, s.sum, nothing);
+        for (int64_t r = 0; r < padded; r += lanes<T>) at(by_token + r) *= precision;
         const int64_t stride = work.dq.row;
-        T *dq = place<T>(work.dq, work, head) + start * stride;
-        const T *z = s.z, *sums = s.sums;
-        product<T>(rows, d, {weights, padded, m, rows_of_w, d}, nullptr,
-            [=](int64_t i, int64_t j) { return -(sums[i] * at(z + i * d + j)); },
-            [=](int64_t i, int64_t j, Vec<T> sum) { at(dq + i * stride + j) = sum; });
-        if (++held == FLUSH || start + rows == last) {
+        T* dq = place<T>(work.dq, work, head) + start * stride;
+        const T* z = s.z;
+        product<T, true>(rows, d, {weights, padded, m, w, d}, nullptr, [=](int64_t i, int64_t j) { return -(by_token[i] * at(z + i * d + j)); },
+            [=](int64_t i, int64_t j, Vec<T> sum) { at(dq + i * stride + j) = sum; }, nothing);
+        if (++held == FLUSH || !range.next) {
             add_and_clear<T>(s.sum, dw, m, d, d + 1);
             for (int64_t j = 0; j < m; ++j) {
-                dw[j * (d + 1) + d] += s.column[j];
-                s.column[j] = 0;
+                dw[j * (d + 1) + d] += total<T>(at(by_landmark + j * lanes<T>));
+                at(by_landmark + j * lanes<T>) = Vec<T>{};
             }
             held = 0;
         }
@@ -391,7 +479,7 @@ template <typename T> void forward(const Work& work, int64_t first, int64_t last
 }
 }  // namespace
 
-// Steps of one head, over rows [first, last): 0 gather, 1 join, 2 scatter, 3 gather_grad, 4 pull; `total` is where 0, 3 and 4 add.
+// Steps of one head, over rows [first, last), `first` a multiple of BLOCK: 0 gather, 1 join, 2 scatter, 3 gather_grad, 4 pull; `total` is where 0, 3 and 4 add.
 // Step 5 is 0 to 2 for heads [first, last).
 template <typename T> static void step(const Work* work, int32_t kind, int64_t head, int64_t first, int64_t last, double* total) {
     switch (kind) {
@@ -412,6 +500,7 @@ void softlinalg_step_double(const Work* work, int32_t kind, int64_t head, int64_
     step<double>(work, kind, head, first, last, total);
 }
 int32_t softlinalg_vector_bytes() { return BYTES; }
+int64_t softlinalg_block() { return BLOCK; }
 int64_t softlinalg_work_bytes() { return sizeof(Work); }
 int64_t softlinalg_scratch_bytes() { return sizeof(Scratch<double>) + 64; }
 }

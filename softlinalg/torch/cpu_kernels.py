@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import array_api_compat.torch as xp
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from softlinalg import _attention_blocks, _buffers
@@ -39,7 +38,7 @@ _WIDEST, _MOST_LANDMARKS = 128, 256
 """Limits of the arrays on which `cpu_kernels.cpp` works."""
 _ENTRIES_PER_THREAD = 2**18
 """Features that are worth a thread: about a millisecond, against 0.1 to start one."""
-_FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-ffp-contract=fast")
+_FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=fast")
 
 
 class _Tokens(ctypes.Structure):
@@ -52,12 +51,14 @@ class _Work(ctypes.Structure):
     """`struct Work` of cpu_kernels.cpp, which says what the fields are."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("heads", "n", "keys", "m", "padded", "d", "e", "features_apart", "key_features_apart")),
+        *((name, ctypes.c_int64) for name in ("heads", "n", "keys", "m", "d", "e", "features_apart", "key_features_apart")),
         *((name, _Tokens) for name in ("q", "k", "v", "out", "grad", "dq", "dv")),
         *((name, ctypes.c_void_p) for name in ("center", "columns", "rows", "features", "key_features", "moment", "x", "core")),
-        *((name, ctypes.c_void_p) for name in ("factor", "value_factor", "dmoment", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("dmoment", "scratch")),
         ("lowest", ctypes.c_double),
         ("precision", ctypes.c_double),
+        ("grad_counts", ctypes.c_int32),
+        ("v_counts", ctypes.c_int32),
     )
 
 
@@ -71,10 +72,16 @@ class Kernels(NamedTuple):
     """One function for each type."""
     vector_bytes: int
     scratch_bytes: int
+    block: int
+    """Tokens that are worked on together; ranges of tokens begin at multiples of it."""
 
     def lanes(self, dtype: torch.dtype) -> int:
         """Numbers in a vector."""
         return self.vector_bytes // int(dtype.itemsize)
+
+    def padded(self, rows: int, dtype: torch.dtype) -> int:
+        """Rows up to whole vectors."""
+        return -(-rows // self.lanes(dtype)) * self.lanes(dtype)
 
 
 # ------------------------------------------------------------------------------------------------ compilation
@@ -142,7 +149,8 @@ def _cache() -> Path:
 def _bind(path: Path) -> Kernels:
     """The functions of the compiled file."""
     library = ctypes.CDLL(str(path))
-    library.softlinalg_work_bytes.restype = library.softlinalg_scratch_bytes.restype = ctypes.c_int64
+    for size in (library.softlinalg_work_bytes, library.softlinalg_scratch_bytes, library.softlinalg_block):
+        size.restype = ctypes.c_int64
     if library.softlinalg_work_bytes() != ctypes.sizeof(_Work):
         message = f"{path} lays its arguments out in another way"
         raise RuntimeError(message)
@@ -150,7 +158,7 @@ def _bind(path: Path) -> Kernels:
     for step in steps.values():
         step.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
         step.restype = None
-    return Kernels(steps, int(library.softlinalg_vector_bytes()), int(library.softlinalg_scratch_bytes()))
+    return Kernels(steps, int(library.softlinalg_vector_bytes()), int(library.softlinalg_scratch_bytes()), int(library.softlinalg_block()))
 
 
 def _check(kernels: Kernels) -> None:
@@ -199,17 +207,12 @@ class _Job:
 
     def __init__(self, kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, columns: Columns) -> None:
         self.kernels, self.step, self.columns = kernels, kernels.steps[q.dtype], columns
-        self.padded = -(-columns.m // kernels.lanes(q.dtype)) * kernels.lanes(q.dtype)
-        self.work = _Work(heads=columns.h, n=q.shape[-2], keys=v.shape[-2], m=columns.m, padded=self.padded, d=columns.d, e=v.shape[-1])
+        self.work = _Work(heads=columns.h, n=q.shape[-2], keys=v.shape[-2], m=columns.m, d=columns.d, e=v.shape[-1])
         self.work.lowest, self.work.precision = columns.lowest * columns.unit, columns.precision
         self.work.q, self.work.k, self.work.v = _tokens(q), _tokens(k), _tokens(v)
         self.held: list[Tensor | None] = [q, k, v]
         self.members = columns.b * columns.h
-        self.point(center=columns.center, columns=self.pad(columns.columns))
-
-    def pad(self, factor: Tensor) -> Tensor:
-        """Zeros after the last axis, up to whole vectors."""
-        return F.pad(factor, (0, self.padded - factor.shape[-1])) if factor.shape[-1] < self.padded else factor
+        self.point(center=columns.center, columns=columns.columns.mT)
 
     def point(self, **flat: Tensor) -> None:
         """Set pointers to flat arrays, which are kept alive."""
@@ -226,7 +229,7 @@ class _Job:
 
     def threads(self, rows: int) -> int:
         """Worth their start."""
-        worth: int = self.members * rows * self.padded // _ENTRIES_PER_THREAD
+        worth: int = self.members * rows * self.columns.m // _ENTRIES_PER_THREAD
         return max(1, min(torch.get_num_threads(), worth))
 
     def run(self, count: int, task: Callable[[int, _Work], None]) -> None:
@@ -245,6 +248,12 @@ class _Job:
         for thread in others:
             thread.join()
 
+    def share(self, rows: int, i: int, count: int) -> tuple[int, int]:
+        """Range i of `count` ranges of whole blocks."""
+        block = self.kernels.block
+        first, last = _share(-(-rows // block), i, count)
+        return first * block, min(last * block, rows)
+
     def sums(self, kind: int, rows: int, width: int) -> Tensor:
         """Run a step that sums over rows into (B, m, width) in float64, in row ranges on several threads."""
         count = self.threads(rows)
@@ -252,32 +261,33 @@ class _Job:
 
         def task(i: int, work: _Work) -> None:
             for head in range(self.members):
-                self.step(ctypes.addressof(work), kind, head, *_share(rows, i, count), parts[i, head].data_ptr())
+                self.step(ctypes.addressof(work), kind, head, *self.share(rows, i, count), parts[i, head].data_ptr())
 
         self.run(count, task)
         return parts[0] if count == 1 else parts.sum(0)
 
 
-def _share(rows: int, i: int, count: int) -> tuple[int, int]:
+def _share(total: int, i: int, count: int) -> tuple[int, int]:
     """Range i of `count` equal ones."""
-    return rows * i // count, rows * (i + 1) // count
+    return total * i // count, total * (i + 1) // count
 
 
 def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, columns: Columns, *, keep: bool) -> Forward:
-    """`_attention_blocks.attend` without hidden keys. Features are padded to whole vectors, and left out unless `keep`."""
+    """`_attention_blocks.attend` without hidden keys. Features are in the order of `cpu_kernels.cpp`, and left out unless `keep`."""
     job = _Job(kernels, q, k, v, columns)
     count, (n, keys, e) = job.threads(q.shape[-2] + v.shape[-2]), (q.shape[-2], v.shape[-2], v.shape[-1])
     by_heads = job.members % count == 0 or job.members >= 4 * count  # then each head is finished while its features are in the cache
     out: Tensor = _buffers.empty_in_order_of(q, (columns.b, columns.h, n, e), xp=xp)
     stored = job.members if keep or not by_heads else count
-    key_features = q.new_empty((stored, keys, job.padded))
-    features = key_features if k is None else q.new_empty((stored, n, job.padded))
+    entries, key_entries = (columns.m * kernels.padded(rows, q.dtype) for rows in (n, keys))
+    key_features = q.new_empty((stored, key_entries))
+    features = key_features if k is None else q.new_empty((stored, entries))
     moment = torch.zeros((job.members, columns.m, e), dtype=torch.float64)
     job.point(features=features, key_features=key_features, moment=moment, core=q.new_empty((job.members, columns.m, e)))
     job.point(x=x.to(torch.float64).expand(columns.b, columns.h, columns.m, columns.m))
     job.give(out=out)
     if stored == job.members:
-        job.work.features_apart, job.work.key_features_apart = n * job.padded, keys * job.padded
+        job.work.features_apart, job.work.key_features_apart = entries, key_entries
     if by_heads:
 
         def heads(i: int, work: _Work) -> None:
@@ -293,7 +303,7 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
 
     def rows(i: int, work: _Work) -> None:
         for head in range(job.members):
-            job.step(ctypes.addressof(work), _SCATTER, head, *_share(n, i, count), None)
+            job.step(ctypes.addressof(work), _SCATTER, head, *job.share(n, i, count), None)
 
     for head in range(job.members):
         job.step(ctypes.addressof(job.work), _JOIN, head, 0, 0, None)
@@ -308,7 +318,7 @@ def attend_vjp(
     b, h, m = columns.b, columns.h, columns.m
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     queries = _Job(kernels, q, k, v, columns)
-    queries.work.features_apart = q.shape[-2] * queries.padded
+    queries.work.features_apart = columns.m * kernels.padded(q.shape[-2], q.dtype)
     queries.give(grad=grad)
     queries.point(features=saved.features)
     total = queries.sums(_GATHER_GRAD, q.shape[-2], v.shape[-1])
@@ -317,19 +327,21 @@ def attend_vjp(
     core, dmoment = (wide_x @ saved.moment).to(q.dtype), (wide_x.mT @ total).to(q.dtype)
     rows = columns.rows[..., : columns.d]
     dq, dv = _like(q), _like(v)
-    factor, value_factor = queries.pad(core.mT), queries.pad(dmoment.mT)
+    queries.work.grad_counts = 1
+    queries.point(rows=rows, core=core)
     if k is None:
         queries.give(dq=dq, dv=dv)
-        queries.point(rows=rows, factor=factor, value_factor=value_factor, dmoment=dmoment)
+        queries.work.v_counts = 1
+        queries.point(dmoment=dmoment)
         dw, dk = queries.sums(_PULL, q.shape[-2], columns.d + 1), None
     else:
         queries.give(dq=dq)
-        queries.point(rows=rows, factor=factor)
         dk = _like(k)
         keys = _Job(kernels, k, None, v, columns)
-        keys.work.features_apart = k.shape[-2] * keys.padded
+        keys.work.features_apart = columns.m * kernels.padded(k.shape[-2], k.dtype)
+        keys.work.v_counts = 1
         keys.give(dq=dk, dv=dv)
-        keys.point(rows=rows, value_factor=value_factor, dmoment=dmoment, features=saved.key_features)
+        keys.point(rows=rows, dmoment=dmoment, features=saved.key_features)
         dw = queries.sums(_PULL, q.shape[-2], columns.d + 1) + keys.sums(_PULL, k.shape[-2], columns.d + 1)
     landmarks = _attention_blocks.landmark_gradient(dw, columns)
     return Gradients(dq, dk, dv, landmarks, dx.reshape(b, h, m, m))

@@ -37,12 +37,13 @@ def parts(n: int) -> dict[str, Callable[[], Any]]:
     saved = cpu_kernels.attend(kernels, q, None, v, x, columns, keep=True)
 
     job = cpu_kernels._Job(kernels, q, None, v, columns)
-    job.work.features_apart = job.work.key_features_apart = n * job.padded
+    job.work.features_apart = job.work.key_features_apart = LANDMARKS * kernels.padded(n, q.dtype)
     moment = torch.zeros(HEADS, LANDMARKS, WIDTH, dtype=torch.float64)
     dw = torch.zeros(HEADS, LANDMARKS, WIDTH + 1, dtype=torch.float64)
-    small, factor = torch.zeros(HEADS, LANDMARKS, WIDTH), torch.zeros(HEADS, WIDTH, job.padded)
+    job.work.grad_counts = job.work.v_counts = 1
+    small = torch.zeros(HEADS, LANDMARKS, WIDTH)
     job.point(features=saved.features, key_features=saved.features, moment=moment, core=small, x=x.double(), dmoment=small)
-    job.point(rows=columns.rows[..., :WIDTH], factor=factor, value_factor=factor)
+    job.point(rows=columns.rows[..., :WIDTH])
     job.give(out=torch.empty_like(q), grad=grad, dq=torch.empty_like(q), dv=torch.empty_like(v))
     scratch = torch.empty(kernels.scratch_bytes, dtype=torch.uint8)
     job.work.scratch = scratch.data_ptr()
