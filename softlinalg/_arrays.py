@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import array_api_compat as compat
@@ -37,6 +37,7 @@ __all__ = [
     "is_numpy",
     "is_small_on_host",
     "is_traced",
+    "know_dtypes",
     "may_reuse_buffers",
     "one_blas_thread",
     "quiet",
@@ -64,8 +65,22 @@ _REAL_NAMES = ("float32", "float64")
 _COMPLEX_NAMES = ("complex64", "complex128")
 
 
+_KNOWN_NAMES: dict[DType, str] = {
+    kind: name for name in ("float16", *_REAL_NAMES, *_COMPLEX_NAMES, "int64", "bool") for kind in (np.dtype(name), np.dtype(name).type)
+}
+"""Names that need not be asked for, which takes a microsecond. PyTorch's types are added by `softlinalg.torch`."""
+
+
+def know_dtypes(names: Mapping[DType, str]) -> None:
+    """Remember the names of data types of a library."""
+    _KNOWN_NAMES.update(names)
+
+
 def dtype_name(dtype: DType) -> str:
     """Plain name of a data type, the same in every library: "float32", "bfloat16", "int64", ..."""
+    known = _KNOWN_NAMES.get(dtype)
+    if known is not None:
+        return known
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)  # the latter: xp.float64 of NumPy is a class
     if name is None:
         name = str(dtype).rsplit(".", 1)[-1]
@@ -218,12 +233,16 @@ def is_small_on_host(x: Array, entries: int) -> bool:
     return 0 < entries <= _FEW and not isinstance(x, np.ndarray) and is_cpu(x) and dtype_name(x.dtype) != "bfloat16"
 
 
-def through_numpy(function: Callable[[Array, Namespace], Array | None], x: Array, *, xp: Namespace) -> Array | None:
-    """`function(array, namespace)` of `x` in NumPy, its result in the library of `x`; without NumPy's warnings and BLAS threads."""
+def through_numpy(function: Callable[[Array, Namespace], tuple[Array, ...] | None], x: Array, *, xp: Namespace) -> tuple[Array, ...] | None:
+    """`function(array, namespace)` of `x` in NumPy, its results in the library of `x`; without NumPy's warnings and BLAS threads."""
     host, hosts = host_view(x, xp=xp)
     with one_blas_thread(), quiet(host):
         found = function(host, hosts)
-    return None if found is None else from_numpy(found, x, xp=xp)
+    if found is None:
+        return None
+    if compat.is_torch_array(x):
+        return tuple(map(sys.modules["torch"].from_numpy, found))
+    return tuple(from_numpy(part, x, xp=xp) for part in found)
 
 
 _FEW = 16384
@@ -321,14 +340,26 @@ def group_sums(x: Array, labels: Array, count: int, *, xp: Namespace) -> Array:
 
 
 @functools.lru_cache(maxsize=1)
-def _blas_threads() -> Any:
-    """Sets how many threads the BLAS of NumPy and SciPy use; finding them takes milliseconds, setting them ten microseconds."""
+def _blas_libraries() -> tuple[Any, ...]:
+    """What sets how many threads the BLAS of NumPy and that of SciPy use; finding them takes milliseconds."""
     import scipy.linalg  # noqa: F401  (loads its BLAS)
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController().select(internal_api=["openblas", "blis"])
+    return tuple(ThreadpoolController().select(internal_api=["openblas", "blis"]).lib_controllers)
 
 
-def one_blas_thread() -> Any:
-    """A context in which NumPy and SciPy use one thread: their own would wait for those of PyTorch (stalls of 0.1 to 4 s were measured)."""
-    return _blas_threads().limit(limits=1)
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[int]:
+    """A context in which NumPy and SciPy use one thread; gives the number that they used before.
+
+    Results then do not depend on how many there are, and they do not wait for those of PyTorch (stalls of 0.1 to 4 s were measured).
+    """
+    before = [(library, library.get_num_threads() or 1) for library in _blas_libraries()]
+    several = [(library, count) for library, count in before if count > 1]
+    try:
+        for library, _ in several:
+            library.set_num_threads(1)
+        yield max((count for _, count in before), default=1)
+    finally:
+        for library, count in several:
+            library.set_num_threads(count)

@@ -112,7 +112,8 @@ def plain_inverse(w: Array, settings: InverseSettings, *, xp: Namespace) -> Arra
 def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) -> Array | None:
     """The inverse by Cholesky where the cheapest certificate of `ridge_inverse` holds for the whole batch."""
     if _arrays.is_small_on_host(w, math.prod(w.shape)):
-        return _arrays.through_numpy(lambda host, hosts: _quickly_certified(host, settings, xp=hosts), w, xp=xp)
+        found = _arrays.through_numpy(lambda host, hosts: _one(_quickly_certified(host, settings, xp=hosts)), w, xp=xp)
+        return None if found is None else found[0]
     wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
     b = wide + settings.ridge * _arrays.eye_like(wide, xp=xp)
     x, _ = _linalg.spd_inverse(b, xp=xp)
@@ -121,6 +122,24 @@ def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) ->
     residual = certificate.residual + _arrays.eps(wide.dtype) * (1 + settings.ridge) * _linalg.frobenius(x, xp=xp)
     tol = settings.tol or (1e-6 if _arrays.eps(w.dtype) < 1e-10 else 1e-3)
     return xp.astype(x, w.dtype, copy=False) if bool(xp.all(residual <= tol)) else None
+
+
+def _one(found: Array | None) -> tuple[Array] | None:
+    return None if found is None else (found,)
+
+
+def kernel_and_inverse(landmarks: Array, length_scale: float, settings: InverseSettings, *, xp: Namespace) -> tuple[Array, Array] | None:
+    """`landmark_kernel` and its certified inverse in one visit to NumPy, for few landmarks of another library on the host; or None."""
+    if settings.inverse != "certified" or not _arrays.is_small_on_host(landmarks, math.prod(landmarks.shape[:-1]) * landmarks.shape[-2]):
+        return None
+
+    def both(host: Array, hosts: Namespace) -> tuple[Array, ...] | None:
+        w = _attention_blocks.landmark_matrix(host, 1 / length_scale, xp=hosts)
+        x = None if w is None else _quickly_certified(w, settings, xp=hosts)
+        return None if x is None else (w, x)
+
+    found = _arrays.through_numpy(both, landmarks, xp=xp)
+    return None if found is None else (found[0], found[1])
 
 
 def newton_inverse(w: Array, alpha: Array, settings: InverseSettings) -> Array:

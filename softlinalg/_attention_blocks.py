@@ -91,23 +91,33 @@ def spans(b: int, h: int, n: int, step: int) -> Iterator[Span]:
             yield Span(slice(i, last), slice(j, end), slice(0, n), flat, (last - i, end - j, n))
 
 
+def _factors(flat: Array, inverse_scale: float, unit: float, *, xp: Namespace) -> tuple[Array, ...]:
+    """Of landmarks (B, m, d): their center, themselves less that, whether they are near it, `Columns.rows` and `Columns.columns`."""
+    d, precision = flat.shape[-1], inverse_scale**2
+    center = mean_point(flat, xp=xp)  # (B, 1, d)
+    w = flat - center
+    scaled = w * inverse_scale
+    squared = _buffers.row_squares(scaled)[..., None]
+    near = squared <= near_limit(flat.dtype)
+    # For the gradient: products with weights give their sums over landmarks and over w, both divided by l^2.
+    rows = xp.concat([scaled * inverse_scale, xp.full_like(squared, precision), -squared / 2], axis=-1)  # (B, m, d + 2)
+    halves = xp.full_like(squared, -precision / 2)
+    columns = xp.matrix_transpose(xp.concat([rows[..., :d], halves, rows[..., -1:]], axis=-1) * unit)
+    return center, w, near, rows, columns
+
+
 class Columns:
     """What the exponents need of the landmarks (b, h, m, d), and the memory of the blocks."""
 
     def __init__(self, landmarks: Array, inverse_scale: float, *, xp: Namespace) -> None:
         self.xp, self.dtype, self.unit = xp, landmarks.dtype, _buffers.exponent_unit(landmarks)
         self.b, self.h, self.m, self.d = landmarks.shape
-        flat = xp.reshape(landmarks, (self.b * self.h, self.m, self.d))
-        self.center = mean_point(flat, xp=xp)  # (B, 1, d)
-        self.w = flat - self.center
-        scaled = self.w * inverse_scale
-        squared = _buffers.row_squares(scaled)[..., None]
-        self.near = squared <= near_limit(self.dtype)
         self.precision = inverse_scale**2
-        # For the gradient: products with weights give their sums over landmarks and over w, both divided by l^2.
-        self.rows = xp.concat([scaled * inverse_scale, xp.full_like(squared, self.precision), -squared / 2], axis=-1)  # (B, m, d + 2)
-        halves = xp.full_like(squared, -self.precision / 2)
-        self.columns = xp.matrix_transpose(xp.concat([self.rows[..., : self.d], halves, self.rows[..., -1:]], axis=-1) * self.unit)
+        flat, unit = xp.reshape(landmarks, (self.b * self.h, self.m, self.d)), self.unit
+        made = None
+        if _arrays.is_small_on_host(flat, math.prod(flat.shape)):
+            made = _arrays.through_numpy(lambda host, hosts: _factors(host, inverse_scale, unit, xp=hosts), flat, xp=xp)
+        self.center, self.w, self.near, self.rows, self.columns = made or _factors(flat, inverse_scale, unit, xp=xp)
         self.step = _BLOCKS * rows_per_block(None, landmarks, self.m, func="soft_attention")
         self.lowest = lowest_exponent(self.dtype)
         self._memory: dict[str, Array] = {}
@@ -358,10 +368,15 @@ def landmark_gradient(dw: Array, columns: Columns) -> Array:
 
 
 # ------------------------------------------------------------------------------------------ landmarks alone
+def _one(found: Array | None) -> tuple[Array] | None:
+    return None if found is None else (found,)
+
+
 def landmark_matrix(landmarks: Array, inverse_scale: float, *, xp: Namespace) -> Array | None:
     """k(L, L), (..., m, m), in the wide type: symmetric, with a unit diagonal. None where some landmarks are far from the rest."""
     if _arrays.is_small_on_host(landmarks, math.prod(landmarks.shape[:-1]) * landmarks.shape[-2]):
-        return _arrays.through_numpy(lambda host, hosts: landmark_matrix(host, inverse_scale, xp=hosts), landmarks, xp=xp)
+        found = _arrays.through_numpy(lambda host, hosts: _one(landmark_matrix(host, inverse_scale, xp=hosts)), landmarks, xp=xp)
+        return None if found is None else found[0]
     wide = _arrays.wide_dtype(landmarks, xp=xp)
     points = xp.reshape(xp.astype(landmarks, wide, copy=False), (math.prod(landmarks.shape[:-2]), *landmarks.shape[-2:]))
     points = points - mean_point(points, xp=xp)

@@ -6,6 +6,7 @@ positive definite matrices.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from typing import Any
@@ -248,15 +249,22 @@ _SMALL = 512
 """Size up to which one thread inverts a matrix as quickly as several."""
 
 
+@functools.lru_cache(maxsize=8)
+def _cholesky_routines(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """LAPACK's potrf and potri."""
+    from scipy.linalg import get_lapack_funcs  # imported late: `import softlinalg` stays quick
+
+    potrf, potri = get_lapack_funcs(("potrf", "potri"), dtype=dtype)
+    return potrf, potri
+
+
 def _lapack_spd_inverse(work: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """LAPACK's potrf and potri for each matrix, in the memory of `work` (C order, ours).
 
     NumPy has no batched form of the second, and a general inverse costs four times as much. The transposed view of a
     matrix is in Fortran order, so its upper triangle there is the lower one here; conj(B)^-1 transposed is B^-1.
     """
-    from scipy.linalg import get_lapack_funcs  # imported late: `import softlinalg` stays quick
-
-    potrf, potri = get_lapack_funcs(("potrf", "potri"), (work,))
+    potrf, potri = _cholesky_routines(work.dtype)
     upper = ~np.tri(work.shape[-1], dtype=bool)
     ok = np.zeros(work.shape[:-2], dtype=bool)
     for index in np.ndindex(*work.shape[:-2]):

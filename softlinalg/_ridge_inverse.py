@@ -502,8 +502,13 @@ def ridge_inverse_vjp(value: Array, cotangent: Array) -> tuple[Array, Array]:
     work = _arrays.compute_dtype(dtype, xp=xp)
     y, g = xp.astype(value, work), xp.astype(cotangent, work)
     with _arrays.quiet(y):
-        gradient = -(y @ ((g + _linalg.adjoint(g, xp=xp)) / 2) @ y)
+        gradient = inverse_slope(y, g, xp=xp)
         return xp.astype(gradient, dtype), xp.astype(_linalg.real_trace(gradient, xp=xp), _arrays.real_dtype(dtype, xp=xp))
+
+
+def inverse_slope(y: Array, g: Array, *, xp: Namespace) -> Array:
+    """-Y sym(G) Y: `ridge_inverse_vjp` for arrays that have been checked."""
+    return -(y @ ((g + _linalg.adjoint(g, xp=xp)) / 2) @ y)
 
 
 def ridge_inverse_jvp(value: Array, tangent: Array, ridge_tangent: float | Array = 0.0) -> Array:

@@ -16,16 +16,7 @@ from softlinalg._streaming_sources import ArrayRows, Host, RowSource, chunks
 from softlinalg._streaming_tasks import FeatureTask, SampleTask, State, Task, Tree, smallest_keys
 from softlinalg.errors import CheckpointError, InputError
 
-__all__ = ["LocalEngine", "one_blas_thread"]
-
-
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[int]:
-    """One BLAS thread for each of ours, so that results do not depend on how many there are; gives the number allowed before."""
-    blas = _arrays._blas_threads()
-    allowed = max((controller.num_threads for controller in blas.lib_controllers), default=1)
-    with blas.limit(limits=1):
-        yield allowed
+__all__ = ["LocalEngine"]
 
 
 class LocalEngine:
@@ -93,7 +84,7 @@ class LocalEngine:
         known: list[bytes] = [] if resumed is None else resumed.digests
         done = _Done(task, [] if resumed is None else resumed.items, list(known), checkpoint)
         with contextlib.ExitStack() as stack:
-            allowed = stack.enter_context(one_blas_thread())
+            allowed = stack.enter_context(_arrays.one_blas_thread())  # for each of ours
             threads = self._threads or min(allowed, os.cpu_count() or 1)
             pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="softlinalg"))
             advance = stack.enter_context(progress_bar(self.rows, label, shown=self._progress))

@@ -28,7 +28,6 @@ from softlinalg._settings import file_path
 from softlinalg._streaming import Settings, StreamedNystrom, assembled, checked_call, stream
 from softlinalg._streaming_files import open_rows
 from softlinalg._streaming_plan import Plan
-from softlinalg._streaming_run import one_blas_thread
 from softlinalg._streaming_sources import Host, checked_chunk, real_dtype
 from softlinalg._streaming_tasks import SampleTask, State, Task, Tree
 from softlinalg._typing import RngLike
@@ -307,7 +306,7 @@ def _chunk(task: Task, start: int, x: Any, y: Any, dtype: str, func: str) -> Sta
     """A chunk on a worker."""
     x = np.asarray(x, dtype=dtype)
     start, x, y = checked_chunk(start, (x, None if y is None else np.asarray(y, dtype=np.float64)), func=func)
-    with one_blas_thread():
+    with _arrays.one_blas_thread():
         return task(start, x, y)
 
 
@@ -317,7 +316,7 @@ def _merge(task: Task, a: State, b: State) -> State:
 
 def _single(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     """A function on a worker."""
-    with one_blas_thread():
+    with _arrays.one_blas_thread():
         return function(*arguments, **settings)
 
 

@@ -21,6 +21,7 @@ from softlinalg._attention import InverseSettings
 from softlinalg._attention_blocks import Columns, Forward
 from softlinalg._newton_pinv import newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._pinv import ridge_inverse_jvp, ridge_inverse_vjp
+from softlinalg._ridge_inverse import inverse_slope
 from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
 from softlinalg.torch import cpu_kernels
@@ -243,6 +244,39 @@ class _LandmarkKernel(torch.autograd.Function):
             return (*_pull_back(again, grad, (landmarks,), ctx.needs_input_grad), None, None)
         moved: Tensor = _attention_blocks.landmark_matrix_vjp(grad, landmarks, w, 1 / ctx.scale, xp=xp)
         return moved.to(landmarks.dtype), None, None
+
+
+class _KernelInverse(torch.autograd.Function):
+    """(k(L, L) + ridge I)^-1 of plain tensors, and its gradient with respect to the landmarks; both matrices are given."""
+
+    @staticmethod
+    def forward(ctx: Any, landmarks: Tensor, w: Tensor, x: Tensor, scale: float, settings: InverseSettings) -> Tensor:
+        ctx.save_for_backward(landmarks, w, x)
+        ctx.scale, ctx.settings = scale, settings
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        landmarks, w, x = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_plain(grad):
+
+            def again(landmarks: Tensor) -> Tensor:
+                return inverse_of(_attention.composite_landmark_kernel(landmarks, ctx.scale, xp=xp), ctx.settings, "exact")
+
+            return (*_pull_back(again, grad, (landmarks,), ctx.needs_input_grad), None, None, None, None)
+        slope = inverse_slope(x, grad, xp=xp)
+        moved: Tensor = _attention_blocks.landmark_matrix_vjp(slope, landmarks, w, 1 / ctx.scale, xp=xp)
+        return moved.to(landmarks.dtype), None, None, None, None
+
+
+def kernel_inverse(landmarks: Tensor, scale: float, settings: InverseSettings, gradient: str) -> Tensor:
+    """The inverse of `landmark_kernel`: of few plain landmarks at one go, else in two steps."""
+    if settings.normalization != "published" and is_plain(landmarks):
+        found = _attention.kernel_and_inverse(landmarks.detach(), scale, settings, xp=xp)
+        if found is not None:
+            w, x = found
+            return _KernelInverse.apply(landmarks, w, x, scale, settings) if _records(landmarks) else x  # type: ignore[no-untyped-call,no-any-return]
+    return inverse_of(landmark_kernel(landmarks, scale, settings), settings, gradient)
 
 
 def landmark_kernel(landmarks: Tensor, scale: float, settings: InverseSettings) -> Tensor:

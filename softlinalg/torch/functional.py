@@ -127,7 +127,7 @@ def soft_attention(
         common = q.dtype if k is None and v.dtype == q.dtype else _common_type(q, k, v)
         work = _arrays.compute_dtype(common, xp=xp)
         landmarks = landmarks.to(work)
-        x = autograd.inverse_of(autograd.landmark_kernel(landmarks, scale, settings), settings, gradient)
+        x = autograd.kernel_inverse(landmarks, scale, settings, gradient)
         heads = q.shape[1]
         q, k, v = q.to(common), None if k is None else _per_head(k.to(common), heads), _per_head(v.to(common), heads)
         landmarks, x = _per_head(landmarks, heads), _per_head(x, heads)

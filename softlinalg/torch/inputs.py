@@ -17,6 +17,9 @@ from softlinalg.errors import BackendMismatchError, DTypeError, ShapeError
 __all__ = ["checked_tensors", "whole_sides", "without_autocast"]
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_arrays.know_dtypes(
+    {kind: str(kind).removeprefix("torch.") for kind in (*_FLOATS, torch.complex64, torch.complex128, torch.int64, torch.bool)}
+)
 
 
 def checked_tensors(func: str, *, mask: Any = None, optional: tuple[str, ...] = (), **given: Any) -> list[Any]:

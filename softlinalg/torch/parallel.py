@@ -115,7 +115,7 @@ def sequence_parallel_attention(
         work = _arrays.compute_dtype(result, xp=xp)
         q, v = q.to(work), v.to(work)
         points: Tensor = _Gather.apply(landmarks.to(work), group)  # type: ignore[no-untyped-call]
-        x = autograd.inverse_of(autograd.landmark_kernel(points, scale, settings), settings, "exact").to(work)
+        x = autograd.kernel_inverse(points, scale, settings, "exact").to(work)
         if key_padding_mask is not None:
             gone = key_padding_mask[:, None, :, None]
             q, v = q.masked_fill(gone, 0), v.masked_fill(gone, 0)
