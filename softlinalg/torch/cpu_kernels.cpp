@@ -479,25 +479,59 @@ template <typename T> void forward(const Work& work, int64_t first, int64_t last
 }
 }  // namespace
 
-// Steps of one head, over rows [first, last), `first` a multiple of BLOCK: 0 gather, 1 join, 2 scatter, 3 gather_grad, 4 pull; `total` is where 0, 3 and 4 add.
-// Step 5 is 0 to 2 for heads [first, last).
-template <typename T> static void step(const Work* work, int32_t kind, int64_t head, int64_t first, int64_t last, double* total) {
-    switch (kind) {
-        case 0: return gather<T>(*work, head, first, last, total);
-        case 1: return join<T>(*work, head);
-        case 2: return scatter<T>(*work, head, first, last);
-        case 3: return gather_grad<T>(*work, head, first, last, total);
-        case 4: return pull<T>(*work, head, first, last, total);
-        default: return forward<T>(*work, first, last);
+// A step of one head, over rows [first, last), `first` a multiple of BLOCK: 0 gather, 1 join, 2 scatter, 3 gather_grad, 4 pull;
+// `total` is where 0, 3 and 4 add. Step 5 is 0 to 2 for heads [first, last). Layout known to cpu_kernels.py (class _Call).
+struct Call {
+    const Work* work;
+    int64_t kind, head, first, last;
+    double* total;
+};
+
+template <typename T> static void run(const Call* calls, int64_t count) {
+    for (const Call* call = calls; call < calls + count; ++call) {
+        const Work& work = *call->work;
+        switch (call->kind) {
+            case 0: gather<T>(work, call->head, call->first, call->last, call->total); break;
+            case 1: join<T>(work, call->head); break;
+            case 2: scatter<T>(work, call->head, call->first, call->last); break;
+            case 3: gather_grad<T>(work, call->head, call->first, call->last, call->total); break;
+            case 4: pull<T>(work, call->head, call->first, call->last, call->total); break;
+            default: forward<T>(work, call->first, call->last);
+        }
     }
 }
 
-extern "C" {
-void softlinalg_step_float(const Work* work, int32_t kind, int64_t head, int64_t first, int64_t last, double* total) {
-    step<float>(work, kind, head, first, last, total);
+// Of the OpenMP library that PyTorch itself uses, whose threads are awake between its operations; others would wait for them.
+struct OpenMP {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
+    int (*number)();
+    int (*count)();
+};
+
+// Calls in equal parts, one part for each thread.
+struct Team {
+    const Call* calls;
+    int64_t each, threads;
+    const OpenMP* openmp;
+};
+
+template <typename T> static void run_member(void* given) {
+    const Team& team = *static_cast<const Team*>(given);
+    for (int64_t i = team.openmp->number(); i < team.threads; i += team.openmp->count()) run<T>(team.calls + i * team.each, team.each);
 }
-void softlinalg_step_double(const Work* work, int32_t kind, int64_t head, int64_t first, int64_t last, double* total) {
-    step<double>(work, kind, head, first, last, total);
+
+template <typename T> static void run_team(const Call* calls, int64_t each, int64_t threads, const OpenMP* openmp) {
+    if (threads == 1 || !openmp) return run<T>(calls, each * threads);
+    Team team = {calls, each, threads, openmp};
+    openmp->parallel(run_member<T>, &team, unsigned(threads), 0);
+}
+
+extern "C" {
+void softlinalg_run_float(const Call* calls, int64_t each, int64_t threads, const OpenMP* openmp) {
+    run_team<float>(calls, each, threads, openmp);
+}
+void softlinalg_run_double(const Call* calls, int64_t each, int64_t threads, const OpenMP* openmp) {
+    run_team<double>(calls, each, threads, openmp);
 }
 int32_t softlinalg_vector_bytes() { return BYTES; }
 int64_t softlinalg_block() { return BLOCK; }

@@ -62,14 +62,36 @@ class _Work(ctypes.Structure):
     )
 
 
+class _Call(ctypes.Structure):
+    """`struct Call` of cpu_kernels.cpp."""
+
+    _fields_ = (
+        ("work", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("kind", "head", "first", "last")),
+        ("total", ctypes.c_void_p),
+    )
+
+
+class _OpenMP(ctypes.Structure):
+    """`struct OpenMP` of cpu_kernels.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("parallel", "number", "count"))
+
+
+_Steps = list[tuple[int, int, int, int, int | None]]
+"""Kind, head, first and last row, and the address of what is added to."""
+
+
 _GATHER, _JOIN, _SCATTER, _GATHER_GRAD, _PULL, _FORWARD = range(6)
 
 
 class Kernels(NamedTuple):
     """The compiled code."""
 
-    steps: dict[torch.dtype, Any]
+    runs: dict[torch.dtype, Any]
     """One function for each type."""
+    openmp: _OpenMP | None
+    """The threads of PyTorch, where they can be had."""
     vector_bytes: int
     scratch_bytes: int
     block: int
@@ -154,16 +176,30 @@ def _bind(path: Path) -> Kernels:
     if library.softlinalg_work_bytes() != ctypes.sizeof(_Work):
         message = f"{path} lays its arguments out in another way"
         raise RuntimeError(message)
-    steps = {torch.float32: library.softlinalg_step_float, torch.float64: library.softlinalg_step_double}
-    for step in steps.values():
-        step.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-        step.restype = None
-    return Kernels(steps, int(library.softlinalg_vector_bytes()), int(library.softlinalg_scratch_bytes()), int(library.softlinalg_block()))
+    runs = {torch.float32: library.softlinalg_run_float, torch.float64: library.softlinalg_run_double}
+    for run in runs.values():
+        run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+        run.restype = None
+    return Kernels(
+        runs, _openmp(), int(library.softlinalg_vector_bytes()), int(library.softlinalg_scratch_bytes()), int(library.softlinalg_block())
+    )
+
+
+def _openmp() -> _OpenMP | None:
+    """PyTorch's own OpenMP library, if it is GNU's: its threads spin for a while after each operation, and ours would wait for them."""
+    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
+        try:
+            library = ctypes.CDLL(str(path))
+            found = (library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_num_threads)
+        except (OSError, AttributeError):
+            continue
+        return _OpenMP(*(ctypes.cast(function, ctypes.c_void_p) for function in found))
+    return None
 
 
 def _check(kernels: Kernels) -> None:
     """Raise RuntimeError unless the compiled code computes what the core does, on one small example of each type."""
-    for dtype in kernels.steps:
+    for dtype in kernels.runs:
         # Numbers without a generator, whose state is the user's.
         q, v, grad = (torch.sin(torch.arange(131 * 32, dtype=dtype) * (1 + i)).reshape(1, 1, 131, 32) for i in range(3))
         landmarks = q[:, :, :11] + 0.125
@@ -206,7 +242,7 @@ class _Job:
     """One `_Work` and all tensors that it points to."""
 
     def __init__(self, kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, columns: Columns) -> None:
-        self.kernels, self.step, self.columns = kernels, kernels.steps[q.dtype], columns
+        self.kernels, self.call, self.columns = kernels, kernels.runs[q.dtype], columns
         self.work = _Work(heads=columns.h, n=q.shape[-2], keys=v.shape[-2], m=columns.m, d=columns.d, e=v.shape[-1])
         self.work.lowest, self.work.precision = columns.lowest * columns.unit, columns.precision
         self.work.q, self.work.k, self.work.v = _tokens(q), _tokens(k), _tokens(v)
@@ -232,19 +268,28 @@ class _Job:
         worth: int = self.members * rows * self.columns.m // _ENTRIES_PER_THREAD
         return max(1, min(torch.get_num_threads(), worth))
 
-    def run(self, count: int, task: Callable[[int, _Work], None]) -> None:
-        """`task(i, work)` for i < count, each in a thread and with scratch memory of its own."""
-
-        def one(i: int) -> None:
-            scratch = torch.empty(self.kernels.scratch_bytes, dtype=torch.uint8)
-            work = _Work.from_buffer_copy(self.work)
-            work.scratch = scratch.data_ptr()
-            task(i, work)
-
-        others = [threading.Thread(target=one, args=(i,)) for i in range(1, count)]
+    def run(self, count: int, plan: Callable[[int, _Work], _Steps]) -> None:
+        """The steps of `plan(i, work)` for i < count, as many of them for each i, each i on a thread and with scratch memory of its own."""
+        scratch = torch.empty((count, self.kernels.scratch_bytes), dtype=torch.uint8)
+        works = [_Work.from_buffer_copy(self.work) for _ in range(count)]
+        for i, work in enumerate(works):
+            work.scratch = scratch[i].data_ptr()
+        plans = [plan(i, work) for i, work in enumerate(works)]
+        each = len(plans[0])
+        calls = (_Call * (count * each))(
+            *(_Call(ctypes.addressof(work), *step) for work, steps in zip(works, plans, strict=True) for step in steps)
+        )
+        openmp = self.kernels.openmp
+        if count == 1 or openmp is not None:
+            self.call(calls, each, count, None if openmp is None else ctypes.byref(openmp))
+            return
+        others = [
+            threading.Thread(target=self.call, args=(ctypes.byref(calls, i * each * ctypes.sizeof(_Call)), each, 1, None))
+            for i in range(1, count)
+        ]
         for thread in others:
             thread.start()
-        one(0)
+        self.call(calls, each, 1, None)
         for thread in others:
             thread.join()
 
@@ -259,11 +304,10 @@ class _Job:
         count = self.threads(rows)
         parts = torch.zeros((count, self.members, self.columns.m, width), dtype=torch.float64)
 
-        def task(i: int, work: _Work) -> None:
-            for head in range(self.members):
-                self.step(ctypes.addressof(work), kind, head, *self.share(rows, i, count), parts[i, head].data_ptr())
+        def plan(i: int, _: _Work) -> _Steps:
+            return [(kind, head, *self.share(rows, i, count), parts[i, head].data_ptr()) for head in range(self.members)]
 
-        self.run(count, task)
+        self.run(count, plan)
         return parts[0] if count == 1 else parts.sum(0)
 
 
@@ -290,10 +334,10 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
         job.work.features_apart, job.work.key_features_apart = entries, key_entries
     if by_heads:
 
-        def heads(i: int, work: _Work) -> None:
+        def heads(i: int, work: _Work) -> _Steps:
             if stored != job.members:
                 work.features, work.key_features = features[i].data_ptr(), key_features[i].data_ptr()
-            job.step(ctypes.addressof(work), _FORWARD, 0, *_share(job.members, i, count), None)
+            return [(_FORWARD, 0, *_share(job.members, i, count), None)]
 
         job.run(count, heads)
         return Forward(out, features, key_features, moment)
@@ -301,13 +345,8 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
     moment = job.sums(_GATHER, keys, e)
     job.point(moment=moment)
 
-    def rows(i: int, work: _Work) -> None:
-        for head in range(job.members):
-            job.step(ctypes.addressof(work), _SCATTER, head, *job.share(n, i, count), None)
-
-    for head in range(job.members):
-        job.step(ctypes.addressof(job.work), _JOIN, head, 0, 0, None)
-    job.run(count, rows)
+    job.run(1, lambda *_: [(_JOIN, head, 0, 0, None) for head in range(job.members)])
+    job.run(count, lambda i, _: [(_SCATTER, head, *job.share(n, i, count), None) for head in range(job.members)])
     return Forward(out, features, key_features, moment)
 
 

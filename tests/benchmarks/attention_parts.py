@@ -8,7 +8,6 @@ float32, two heads of width 32, 49 landmarks, one thread, best and median of int
 from __future__ import annotations
 
 import argparse
-import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -45,15 +44,10 @@ def parts(n: int) -> dict[str, Callable[[], Any]]:
     job.point(features=saved.features, key_features=saved.features, moment=moment, core=small, x=x.double(), dmoment=small)
     job.point(rows=columns.rows[..., :WIDTH])
     job.give(out=torch.empty_like(q), grad=grad, dq=torch.empty_like(q), dv=torch.empty_like(v))
-    scratch = torch.empty(kernels.scratch_bytes, dtype=torch.uint8)
-    job.work.scratch = scratch.data_ptr()
 
     def step(kind: int, total: torch.Tensor | None = None) -> Callable[[], None]:
-        def run(_held: Any = (job, scratch)) -> None:
-            for head in range(HEADS):
-                job.step(ctypes.addressof(job.work), kind, head, 0, n, None if total is None else total.data_ptr())
-
-        return run
+        address = None if total is None else total.data_ptr()
+        return lambda: job.run(1, lambda *_: [(kind, head, 0, n, address) for head in range(HEADS)])
 
     a, b, c, d = torch.randn(n, WIDTH), torch.randn(WIDTH, LANDMARKS), torch.randn(n, LANDMARKS), torch.randn(LANDMARKS, WIDTH)
     features, tokens, sums = torch.empty(n, LANDMARKS), torch.empty(n, WIDTH), torch.empty(LANDMARKS, WIDTH)

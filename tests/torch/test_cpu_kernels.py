@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,6 +94,26 @@ def test_results_and_gradients_are_those_of_the_core(
     for found, expected in zip(ours, outcome(inputs), strict=True):
         # Sums of 200 products, of tokens and of landmarks, against an inverse whose condition is below 1e3.
         torch.testing.assert_close(found, expected, rtol=0, atol=200 * torch.finfo(dtype).eps * float(expected.abs().max()))
+
+
+@compiled
+@pytest.mark.parametrize("threads", [3], indirect=True)
+@pytest.mark.parametrize("keys", [None, 150])
+def test_threads_of_its_own_give_the_same_bits_as_those_of_pytorch(
+    keys: int | None, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = cpu_kernels.load()
+    assert kernels is not None
+    if kernels.openmp is None:
+        pytest.skip("this PyTorch has no OpenMP library of GNU's: its own threads serve always")
+    inputs = tensors(torch.float32, keys=keys)
+    expected = outcome(inputs)
+    monkeypatch.setattr(cpu_kernels, "load", lambda: kernels._replace(openmp=None))
+    started: list[object] = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), start(thread)))
+    assert all(map(torch.equal, outcome(inputs), expected))
+    assert started
 
 
 @compiled
