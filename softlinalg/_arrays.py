@@ -11,7 +11,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import array_api_compat as compat
 import numpy as np
@@ -20,6 +20,7 @@ from softlinalg._typing import Array, Device, DType, Namespace
 
 __all__ = [
     "compute_dtype",
+    "constant_in_graphs",
     "contiguous",
     "detach",
     "device_of",
@@ -51,6 +52,9 @@ __all__ = [
     "wide_dtype",
     "zeros_like_shape",
 ]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 _NUMPY = (np.ndarray, np.generic)  # a tuple: compilers trace no union of types
@@ -138,6 +142,15 @@ def tiny(dtype: DType) -> float:
     if dtype_name(dtype) == "float16":
         return 2.0**-14
     return 2.0**-126 if eps(dtype) >= 2.0**-23 else 2.0**-1022
+
+
+def constant_in_graphs(function: F) -> F:
+    """Let torch.compile call a function of numbers as it is and keep what it returns, where it would trace a thousand steps of a loop.
+
+    This is what torch.compiler.assume_constant_result does, for a module that does not import PyTorch.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_traced(*arrays: Array) -> bool:

@@ -346,6 +346,7 @@ def _step_counts(method: InverseMethod, kappa: Array, target: float, compute: An
 
 
 @functools.lru_cache(maxsize=64)
+@_arrays.constant_in_graphs
 def _staircase(chebyshev: bool, target: float, ceiling: float) -> list[tuple[int, float]]:
     """Condition numbers above which one more step is needed, up to `ceiling`, by bisection on the host."""
 

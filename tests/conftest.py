@@ -68,6 +68,22 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real data sets and reference numbers lie beside a checkout; tests that need them skip, and say so, without."""
 
 
+COUNTED = ("core", "sklearn")
+"""Folders of the tests whose lines count as covered: those of the core and of what it gives scikit-learn."""
+UNCOUNTED = ("jax", "torch", "strict", "cupy", "readonly", "compile", "traced", "tracing")
+"""Words in the names of tests there that do not count."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count the covered lines of the core where NumPy runs it, in its own tests.
+
+    Counting slows Python by a third, most of all the tracing of JAX and PyTorch, whose tests show nothing of the core that these do not.
+    """
+    for item in items:
+        if item.path.parent.name not in COUNTED or any(word in item.name for word in UNCOUNTED):
+            item.add_marker("no_cover")
+
+
 @dataclass(frozen=True)
 class Backend:
     """An array library under test."""

@@ -36,7 +36,7 @@ def _wide() -> Iterator[None]:
 @pytest.mark.parametrize("a", [TALL, POOR], ids=["full rank", "deficient"])
 def test_pinv_has_the_gradient_of_its_formula(a: np.ndarray) -> None:
     weights = RNG.normal(size=(3, 5))
-    value, gradient = jax.value_and_grad(lambda a: jnp.sum(pinv(a) * weights))(jnp.asarray(a))
+    value, gradient = jax.jit(jax.value_and_grad(lambda a: jnp.sum(pinv(a) * weights)))(jnp.asarray(a))
     expected = np.linalg.pinv(a, rtol=1e-12)
     scale = np.linalg.norm(expected, 2)
     np.testing.assert_allclose(value, np.sum(expected * weights), atol=1e3 * 2.0**-52 * scale)
@@ -95,16 +95,16 @@ def test_attention_and_its_gradients_are_those_of_pytorch(settings: dict[str, An
         return {name: convert(value) if isinstance(value, np.ndarray) else value for name, value in settings.items()}
 
     def loss(q: Any, v: Any, landmarks: Any) -> Any:
-        return jnp.sum(jnp.sin(soft_attention(q, v, landmarks, **given(jnp.asarray))))
+        out = soft_attention(q, v, landmarks, **given(jnp.asarray))
+        return jnp.sum(jnp.sin(out)), out
 
-    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*(jnp.asarray(a) for a in (Q, V, LANDMARKS)))
+    gradients, value = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*(jnp.asarray(a) for a in (Q, V, LANDMARKS)))
     tensors = [torch.tensor(a[None], requires_grad=True) for a in (Q, V, LANDMARKS)]  # (batch, heads, tokens, features)
     mask = given(torch.tensor)
     if "key_padding_mask" in mask:
         mask["key_padding_mask"] = mask["key_padding_mask"][None]
     out = torch_attention(*tensors, **mask)
     out.sin().sum().backward()
-    value = soft_attention(jnp.asarray(Q), jnp.asarray(V), jnp.asarray(LANDMARKS), **given(jnp.asarray))
     np.testing.assert_allclose(value, out[0].detach().numpy(), atol=1e-9)
     for found, tensor in zip(gradients, tensors, strict=True):
         np.testing.assert_allclose(found, tensor.grad[0].numpy(), atol=1e-8)
@@ -112,7 +112,7 @@ def test_attention_and_its_gradients_are_those_of_pytorch(settings: dict[str, An
 
 def test_attention_across_tokens_and_over_a_batch() -> None:
     k = RNG.normal(size=(2, 7, 4))
-    across = jax.vmap(lambda q, v, landmarks, k: soft_attention(q, v, landmarks, k=k))
+    across = jax.jit(jax.vmap(lambda q, v, landmarks, k: soft_attention(q, v, landmarks, k=k)))
     found = across(jnp.asarray(Q), jnp.asarray(V[:, :7]), jnp.asarray(LANDMARKS), jnp.asarray(k))
     np.testing.assert_allclose(found, softlinalg.soft_attention(Q, V[:, :7], LANDMARKS, k=k), atol=1e-10)
     with pytest.raises(ShapeError, match="v must have one row per key"):

@@ -315,7 +315,7 @@ def test_tracing_by_jax_and_torch_gives_the_eager_result(method):
     eager = f(a)
     allowed = 1e-3 * np.abs(eager).max()
     np.testing.assert_allclose(np.asarray(jax.jit(f)(a)), eager, rtol=0, atol=allowed)
-    np.testing.assert_allclose(np.asarray(jax.vmap(f)(a)), eager, rtol=0, atol=allowed)
+    np.testing.assert_allclose(np.asarray(jax.jit(jax.vmap(f))(a)), eager, rtol=0, atol=allowed)
     np.testing.assert_allclose(torch.func.vmap(f)(torch.tensor(a)).numpy(), eager, rtol=0, atol=allowed)
     compiled = torch.compile(f, fullgraph=True, backend="eager")
     np.testing.assert_allclose(compiled(torch.tensor(a)).numpy(), eager, rtol=0, atol=allowed)

@@ -333,9 +333,10 @@ def test_a_block_compiles_as_one_graph_and_exports(sampler):
     found = torch.compile(block, fullgraph=True, backend="eager")(x, (8, 6))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     found.sum().backward()
-    batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(block, (x, (8, 6)), dynamic_shapes=({0: batch}, (None, None))).module()
-    torch.testing.assert_close(program(torch.cat([x, x]), (8, 6))[:2], wanted, rtol=0, atol=1e-5)
+    if sampler == "conv":  # test_export.py exports what pools
+        batch = torch.export.Dim("batch", min=2, max=64)
+        program = torch.export.export(block, (x, (8, 6)), dynamic_shapes=({0: batch}, (None, None))).module()
+        torch.testing.assert_close(program(torch.cat([x, x]), (8, 6))[:2], wanted, rtol=0, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------- blocks
