@@ -4,7 +4,7 @@ Pictures are made here, so that every pixel's class is known: discs, squares and
 another. The backbone is a small `SoftBackbone`, which UperNet takes as any other through its configuration. The picture shows the
 mean intersection over union on pictures that were not trained on, and what the network sees in four of them.
 
-    python examples/segmentation.py [--steps 400] [--output segmentation.png] [--quick]
+    python examples/segmentation.py [--steps 250] [--output segmentation.png] [--quick]
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def overlaps(found: Tensor, classes: Tensor) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--side", type=int, default=64, help="of the pictures, in pixels")
     parser.add_argument("--seed", type=int, default=0)

@@ -186,9 +186,8 @@ def main() -> None:
     print(f"{len(ids)} passages of {tokens} tokens")
     reports = {clusters: nearness(model, ids, clusters) for clusters in tqdm(options.clusters, desc="clusters")}
     for clusters, report in reports.items():
-        print(
-            f"{clusters} clusters: cosine {report.cosine:.4f} (lowest {report.lowest_cosine:.4f}), largest error of a layer {report.error:.2f}"
-        )
+        near = f"cosine {report.cosine:.4f} (lowest {report.lowest_cosine:.4f})"
+        print(f"{clusters} clusters: {near}, largest error of a layer {report.error:.2f}")
     taken = times(model, options.lengths, options.rounds)
     curve: tuple[list[int], list[float]] = ([], [])
     if options.distill:

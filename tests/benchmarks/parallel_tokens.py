@@ -13,6 +13,7 @@ import argparse
 import resource
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -26,8 +27,7 @@ PARTS = 4
 
 def resident() -> int:
     """Bytes that the process holds now."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 def tokens_of(rank: int, ranks: int, shape: tuple[int, ...], seed: int) -> torch.Tensor:
