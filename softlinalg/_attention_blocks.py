@@ -11,7 +11,7 @@ accurate as long as no landmark is far from that center: `near_landmarks` tells,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from softlinalg import _arrays, _buffers
@@ -218,10 +218,20 @@ class Forward(NamedTuple):
     """E^T v, (B, m, e), in the wide type."""
 
 
-def attend(q: Array, k: Array | None, v: Array, hidden: Array | None, x: Array, columns: Columns) -> Forward:
+def attend(
+    q: Array,
+    k: Array | None,
+    v: Array,
+    hidden: Array | None,
+    x: Array,
+    columns: Columns,
+    *,
+    summed: Callable[[Array], Array] | None = None,
+) -> Forward:
     """C X (E^T v), for q (b, h, n, d), k (b, h, keys, d), v (b, h, keys, e), hidden (b, h, keys), x (b, h, m, m).
 
-    Hidden keys are left out; in self-attention their own output is zero.
+    Hidden keys are left out; in self-attention their own output is zero. Where other processes hold other tokens, `summed` adds
+    their E^T v to that of these.
     """
     xp = columns.xp
     wide = _arrays.wide_dtype(q, xp=xp)
@@ -234,6 +244,8 @@ def attend(q: Array, k: Array | None, v: Array, hidden: Array | None, x: Array, 
         block = rows_of(key_features, span)
         columns.write(keys, hidden, span, block)
         add_product(moment, block, values_of(v, hidden, span, columns.dtype, xp=xp), span, xp=xp)
+    if summed is not None:
+        moment = summed(moment)
     core = core_product(x, moment, columns, xp=xp)
     features = key_features
     if k is not None:
@@ -280,9 +292,18 @@ class Gradients(NamedTuple):
 
 
 def attend_vjp(
-    grad: Array, q: Array, k: Array | None, v: Array, hidden: Array | None, x: Array, columns: Columns, saved: Forward
+    grad: Array,
+    q: Array,
+    k: Array | None,
+    v: Array,
+    hidden: Array | None,
+    x: Array,
+    columns: Columns,
+    saved: Forward,
+    *,
+    summed: Callable[[Array], Array] | None = None,
 ) -> Gradients:
-    """Gradient of sum(grad * out) through `attend`.
+    """Gradient of sum(grad * out) through `attend`; those of landmarks and core are the part of this process, see `summed` there.
 
     With G = X (E^T v): dG = C^T g, dX = dG (E^T v)^T, dM = X^T dG, dv = E dM, dC = g G^T, dE = v dM^T; then through the features.
     """
@@ -295,6 +316,8 @@ def attend_vjp(
     wide_x = xp.reshape(xp.astype(x, total.dtype, copy=False), (b * h, m, m))
     dx = total @ xp.matrix_transpose(saved.moment)
     core = xp.astype(wide_x @ saved.moment, columns.dtype, copy=False)
+    if summed is not None:  # every process used E^T v
+        total = summed(total)
     dmoment = xp.astype(xp.matrix_transpose(wide_x) @ total, columns.dtype, copy=False)
     dw = _arrays.zeros_like_shape((b * h, m, columns.d + 2), saved.moment, xp=xp)
     dv = _buffers.empty_in_order_of(v, tuple(v.shape), xp=xp)

@@ -83,6 +83,8 @@ def center_of(y: Array, *, xp: Namespace) -> Array:
     rows = y.shape[-2]
     if rows == 0:
         return _arrays.zeros_like_shape((*y.shape[:-2], 1, y.shape[-1]), y, xp=xp)
+    if not isinstance(rows, int):  # a symbol, in a program for any number of rows, which compilers cannot choose rows by
+        return xp.mean(_arrays.detach(y), axis=-2, keepdims=True)
     seen = _arrays.detach(y)[..., :: -(-rows // _CENTER_ROWS), :]
     middle = seen.shape[-2] // 2
     return xp.sort(seen, axis=-2)[..., middle : middle + 1, :]

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import os
+import runpy
 import signal
 import struct
 import subprocess
@@ -101,3 +102,16 @@ def test_examples_run_in_their_short_form_and_draw(name, tmp_path):
     assert run.returncode == 0, run.stderr
     picture = Path(run.stdout.strip().splitlines()[-1].removeprefix("picture: "))
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"), [("testing_your_pinv", "sklearn"), ("segmentation", "transformers"), ("swapping_attention", "transformers")]
+)
+def test_examples_run_in_their_short_form_in_this_process(name, needs, tmp_path, monkeypatch, capsys):
+    # Here PyTorch is imported already, and torchvision where it needs help (see conftest.py).
+    pytest.importorskip(needs, reason=f"{needs} is not installed")
+    output = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--output", str(output)])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert capsys.readouterr().out.strip().splitlines()[-1] == f"picture: {output}"
+    assert output.read_bytes().startswith(b"\x89PNG")

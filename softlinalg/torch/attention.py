@@ -234,9 +234,10 @@ class SoftAttention(nn.Module):
         if hidden is not None and (tuple(hidden.shape) != tuple(x.shape[:2]) or hidden.dtype != torch.bool):
             message = f"{func}: key_padding_mask must be bool {tuple(x.shape[:2])}; got {hidden.dtype} {tuple(hidden.shape)}. True hides."
             raise ShapeError(message)
+        attn = self.attn
+        convolves = isinstance(attn, LandmarkAttention) and (attn.sampler is None or attn.depthwise)  # another module may stand there
         if grid is None:
-            attn = self.attn
-            if attn.grid_dims == 2 and (attn.sampler is None or attn.depthwise):
+            if convolves and attn.grid_dims == 2:
                 message = f"{func}: grid is needed by the convolutions; got None. Pass (rows, columns), or build with grid_dims=1."
                 raise ShapeError(message)
             return (x.shape[1],)
@@ -244,10 +245,8 @@ class SoftAttention(nn.Module):
         if min(grid) < 1 or grid_size(grid) > x.shape[1]:
             message = f"{func}: grid must hold at most the {x.shape[1]} tokens of x; got {tuple(grid)}. Pass (rows, columns)."
             raise ShapeError(message)
-        if len(grid) != self.attn.grid_dims and (self.attn.sampler is None or self.attn.depthwise):
-            message = (
-                f"{func}: grid must have {self.attn.grid_dims} sides, as the convolutions of the module; got {tuple(grid)}. See grid_dims."
-            )
+        if convolves and len(grid) != attn.grid_dims:
+            message = f"{func}: grid must have {attn.grid_dims} sides, as the convolutions of the module; got {tuple(grid)}. See grid_dims."
             raise ShapeError(message)
         return tuple(grid)
 

@@ -241,7 +241,7 @@ class _LandmarkKernel(torch.autograd.Function):
                 w: Tensor = _attention.composite_landmark_kernel(landmarks, ctx.scale, xp=xp)
                 return w
 
-            return (*_pull_back(again, grad, (landmarks,), ctx.needs_input_grad), None, None)
+            return (*pull_back(again, grad, (landmarks,), ctx.needs_input_grad), None, None)
         moved: Tensor = _attention_blocks.landmark_matrix_vjp(grad, landmarks, w, 1 / ctx.scale, xp=xp)
         return moved.to(landmarks.dtype), None, None
 
@@ -263,7 +263,7 @@ class _KernelInverse(torch.autograd.Function):
             def again(landmarks: Tensor) -> Tensor:
                 return inverse_of(_attention.composite_landmark_kernel(landmarks, ctx.scale, xp=xp), ctx.settings, "exact")
 
-            return (*_pull_back(again, grad, (landmarks,), ctx.needs_input_grad), None, None, None, None)
+            return (*pull_back(again, grad, (landmarks,), ctx.needs_input_grad), None, None, None, None)
         slope = inverse_slope(x, grad, xp=xp)
         moved: Tensor = _attention_blocks.landmark_matrix_vjp(slope, landmarks, w, 1 / ctx.scale, xp=xp)
         return moved.to(landmarks.dtype), None, None, None, None
@@ -349,13 +349,15 @@ def _differentiably(grad: Tensor, ctx: Any, inputs: tuple[Any, ...], hidden: Ten
         out: Tensor = _attention.composite(q, k, v, landmarks, hidden, x, length_scale=ctx.scale, normalization=None, xp=xp)
         return out.to(grad.dtype)
 
-    return _pull_back(again, grad, inputs, ctx.needs_input_grad)
+    return pull_back(again, grad, inputs, ctx.needs_input_grad)
 
 
-def _pull_back(function: Callable[..., Tensor], grad: Tensor, inputs: tuple[Any, ...], needed: Sequence[bool]) -> list[Tensor | None]:
+def pull_back(function: Callable[..., Tensor], grad: Tensor, inputs: tuple[Any, ...], needed: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of a composite function; differentiable in turn where gradients are recorded."""
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
+        # Views: landmarks may come from the queries, and the gradient of these must not have what goes through the landmarks as well.
+        inputs = tuple(None if x is None else x.view_as(x) for x in inputs)
         out = function(*inputs)
     wanted = [x for x, wants in zip(inputs, needed, strict=False) if wants]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=recorded))
@@ -381,7 +383,7 @@ class _FeatureMatrix(torch.autograd.Function):
             def again(points: Tensor, landmarks: Tensor) -> Tensor:
                 return _attention.features(points.to(landmarks.dtype), landmarks, ctx.scale, xp=xp)  # type: ignore[no-any-return]
 
-            return (*_pull_back(again, grad, (points, landmarks), ctx.needs_input_grad), None, None)
+            return (*pull_back(again, grad, (points, landmarks), ctx.needs_input_grad), None, None)
         moved, landmarks_moved = _attention_blocks.feature_matrix_vjp(grad, points, features, ctx.columns)
         ctx.columns.release()
         return moved, landmarks_moved.to(landmarks.dtype), None, None

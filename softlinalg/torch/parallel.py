@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -9,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from softlinalg import _arrays, _attention
+from softlinalg import _arrays, _attention, _attention_blocks
+from softlinalg._attention_blocks import Columns, Forward
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.torch import autograd
 from softlinalg.torch.inputs import checked_tensors, without_autocast
@@ -47,6 +49,56 @@ class _Gather(torch.autograd.Function):
         total: Tensor = _Sum.apply(grad, ctx.group)  # type: ignore[no-untyped-call]
         start = dist.get_rank(ctx.group) * ctx.count
         return total[..., start : start + ctx.count, :], None
+
+
+def _total(group: Any) -> Callable[[Tensor], Tensor]:
+    """The sum over the ranks as a function of one tensor, which it may overwrite."""
+
+    def summed(x: Tensor) -> Tensor:
+        dist.all_reduce(x, group=group)
+        return x
+
+    return summed
+
+
+class _Attend(torch.autograd.Function):
+    """C X (C^T v) of the tokens of this rank, with C^T v summed over the ranks: in blocks, from features that are kept once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, v: Tensor, points: Tensor, x: Tensor, hidden: Tensor | None, columns: Columns, scale: float, group: Any
+    ) -> Tensor:
+        made = _attention_blocks.attend(q, None, v, hidden, x, columns, summed=_total(group))
+        columns.release()
+        ctx.save_for_backward(q, v, points, x, hidden, made.features, made.moment)
+        ctx.columns, ctx.scale, ctx.group = columns, scale, group
+        out: Tensor = made.out
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, v, points, x, hidden, features, moment = ctx.saved_tensors
+        if torch.is_grad_enabled() or not autograd.is_plain(grad):  # a second derivative
+
+            def again(q: Tensor, v: Tensor, points: Tensor, x: Tensor) -> Tensor:
+                return _composite(q, v, points, x, hidden, ctx.scale, ctx.group)
+
+            return (*autograd.pull_back(again, grad, (q, v, points, x), ctx.needs_input_grad), None, None, None, None)
+        saved = Forward(grad, features, features, moment)
+        found = _attention_blocks.attend_vjp(grad, q, None, v, hidden, x, ctx.columns, saved, summed=_total(ctx.group))
+        ctx.columns.release()
+        return found.q, found.v, found.landmarks.to(points.dtype), found.x.to(x.dtype), None, None, None, None
+
+
+def _composite(q: Tensor, v: Tensor, points: Tensor, x: Tensor, hidden: Tensor | None, scale: float, group: Any) -> Tensor:
+    """The same from differentiable operations."""
+    gone = None if hidden is None else hidden[..., None]
+    if gone is not None:
+        q, v = q.masked_fill(gone, 0), v.masked_fill(gone, 0)
+    c: Tensor = _attention.features(q, points, scale, xp=xp)  # (batch, heads, n, m)
+    moment: Tensor = _Sum.apply(c.mT @ v, group)  # type: ignore[no-untyped-call]
+    out = c @ (x @ moment)
+    return out if gone is None else out.masked_fill(gone, 0)
 
 
 def sequence_parallel_attention(
@@ -91,10 +143,25 @@ def sequence_parallel_attention(
 
     Notes
     -----
-    With m landmarks in all, a layer sends batch heads m (head_dim + e) numbers forward (the landmarks are gathered, C^T v is summed) and as
-    many backward, however long the sequence; no rank ever sees another's tokens. The inverse is computed on every rank. Gradients reach
-    the landmarks through all ranks. Each rank's loss is its part of a sum: add them up over the ranks, or average the gradients of
-    shared weights with DistributedDataParallel. Under activation checkpointing the collectives run again, on all ranks alike.
+    With m landmarks in all, a layer sends batch heads m (head_dim + e) numbers forward (the landmarks are gathered, C^T v is summed, in
+    float64 in eager code) and as many backward, however long the sequence; no rank ever sees another's tokens. The inverse is computed
+    on every rank. What is kept for backward beside the arguments are batch heads n m features. Gradients reach the landmarks through
+    all ranks. Each rank's loss is its part of a sum: add them up over the ranks, or average the gradients of shared weights with
+    DistributedDataParallel. Under activation checkpointing the collectives run again, on all ranks alike.
+
+    Examples
+    --------
+    On one process, which is a group as well:
+
+    >>> import tempfile, torch
+    >>> from softlinalg.torch.parallel import sequence_parallel_attention
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    ...     q, v = torch.randn(1, 2, 100, 8), torch.randn(1, 2, 100, 8)
+    ...     out = sequence_parallel_attention(q, v, q[:, :, ::10])
+    ...     torch.distributed.destroy_process_group()
+    >>> out.shape
+    torch.Size([1, 2, 100, 8])
     """
     func = "sequence_parallel_attention"
     if not dist.is_available() or not dist.is_initialized():
@@ -116,12 +183,10 @@ def sequence_parallel_attention(
         q, v = q.to(work), v.to(work)
         points: Tensor = _Gather.apply(landmarks.to(work), group)  # type: ignore[no-untyped-call]
         x = autograd.kernel_inverse(points, scale, settings, "exact").to(work)
-        if key_padding_mask is not None:
-            gone = key_padding_mask[:, None, :, None]
-            q, v = q.masked_fill(gone, 0), v.masked_fill(gone, 0)
-        c: Tensor = _attention.features(q, points, scale, xp=xp)  # (batch, heads, n, m)
-        moment: Tensor = _Sum.apply(c.mT @ v, group)  # type: ignore[no-untyped-call]
-        out = c @ (x @ moment)
-        if key_padding_mask is not None:
-            out = out.masked_fill(key_padding_mask[:, None, :, None], 0)
+        hidden = None if key_padding_mask is None else key_padding_mask[:, None, :].expand(q.shape[:3])
+        columns = Columns(points.detach(), 1 / scale, xp=xp) if autograd.is_plain(q, v, points, x, hidden) else None
+        if columns is not None and columns.near_landmarks():  # alike on all ranks, whose landmarks are the same
+            out: Tensor = _Attend.apply(q, v, points, x, hidden, columns, scale, group)  # type: ignore[no-untyped-call]
+        else:
+            out = _composite(q, v, points, x, hidden, scale, group)
     return out.to(result)

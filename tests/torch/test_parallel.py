@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
+import socket
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,7 @@ from softlinalg.errors import ParameterError  # noqa: E402
 from softlinalg.torch import soft_attention  # noqa: E402
 from softlinalg.torch.parallel import sequence_parallel_attention  # noqa: E402
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "parallel.md"
 PLACES = (slice(0, 13), slice(13, 20))
 """Tokens of each rank: not as many on both."""
 
@@ -30,8 +35,22 @@ def chosen(q):
     return q[:, :, 0:6:2]
 
 
-def both_ranks(rank, folder):
+def follow_the_page(rank, folder, port):
+    """The script of the page, as torchrun starts it; what it has asserted is written down."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    space: dict = {}
+    try:
+        for block in blocks:
+            exec(compile(block, PAGE.name, "exec"), space)  # the examples of the page
+    finally:
+        dist.destroy_process_group()
+    Path(folder, f"page{rank}").write_text(str(sum(block.count("assert ") for block in blocks)))
+
+
+def both_ranks(rank, folder, port):
     torch.set_num_threads(1)
+    follow_the_page(rank, folder, port)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         q, v, weight, hidden = tokens()
@@ -46,6 +65,10 @@ def both_ranks(rank, folder):
             out = run(own_q, own_v)
             (out * weight[:, :, place]).sum().backward()
             torch.save({"out": out.detach(), "q": own_q.grad, "v": own_v.grad}, f"{folder}/{name}{rank}.pt")
+        own_q, own_v = own_q.detach().requires_grad_(), own_v.detach().requires_grad_()
+        (slope,) = torch.autograd.grad((attend(own_q, own_v) * weight[:, :, place]).sum(), own_q, create_graph=True)
+        slope.square().sum().backward()
+        torch.save({"q": own_q.grad, "v": own_v.grad}, f"{folder}/second{rank}.pt")
         # A layer under DistributedDataParallel: the mean of the gradients is that of the whole batch.
         torch.manual_seed(0)
         from softlinalg.torch import SoftAttention
@@ -62,7 +85,11 @@ def both_ranks(rank, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(both_ranks, (str(folder),), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(both_ranks, (str(folder), port), nprocs=2)
+    assert [Path(folder, f"page{rank}").read_text() for rank in range(2)] == ["5", "5"], "the page was followed to its end"
     return lambda name: [torch.load(folder / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -77,6 +104,16 @@ def test_two_ranks_give_the_output_and_gradients_of_one_process(found, name):
     parts = found(name)
     for key, expected in (("out", out.detach()), ("q", q.grad), ("v", v.grad)):
         torch.testing.assert_close(torch.cat([part[key] for part in parts], dim=2), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_two_ranks_give_the_second_derivatives_of_one_process(found):
+    q, v, weight, hidden = tokens()
+    q.requires_grad_(), v.requires_grad_()
+    landmarks = torch.cat([chosen(q[:, :, place]) for place in PLACES], dim=2)
+    (slope,) = torch.autograd.grad((soft_attention(q, v, landmarks, key_padding_mask=hidden) * weight).sum(), q, create_graph=True)
+    slope.square().sum().backward()
+    for key, expected in (("q", q.grad), ("v", v.grad)):
+        torch.testing.assert_close(torch.cat([part[key] for part in found("second")], dim=2), expected, atol=1e-8, rtol=1e-8)
 
 
 def test_data_parallel_gradients_are_those_of_the_whole_batch(found):
