@@ -17,10 +17,11 @@ from softlinalg.testing._cases import Case, call_line, case_of, exponent_range, 
 
 __all__ = ["POINT_KINDS", "AttentionCase", "PointCase", "build_attention", "build_gram", "build_points", "gaussian_values"]
 
-POINT_KINDS = ("normal", "clustered", "duplicated", "collinear", "grid", "one-far", "offset", "all-equal", "far-apart")
+POINT_KINDS = ("normal", "clustered", "duplicated", "collinear", "grid", "one-far", "offset", "all-equal", "far-apart", "two-groups")
 """Kinds of point sets. "normal": standard normal. "clustered": tight groups (spread 1e-3). "duplicated": each point about three times.
 "collinear": on a line. "grid": on an integer grid. "one-far": normal, and one point 1000 away. "offset": normal, all of it
-1000 away from the origin. "all-equal": one point repeated. "far-apart": pairwise distances of at least 100."""
+1000 away from the origin. "all-equal": one point repeated. "far-apart": pairwise distances of at least 100. "two-groups": normal, and
+every fourth point 30,000 away, so that close points lie far from the middle of all."""
 
 _DEFAULTS = {
     "kind": "normal", "dtype": "float64", "log2_scale": 0, "length_scale": 1.0, "batch": (), "layout": "C", "xp": "numpy",
@@ -163,6 +164,9 @@ def _points(kind: str, n: int, d: int, rng: np.random.Generator) -> np.ndarray[A
         return np.broadcast_to(normal[:1], (n, d)).copy()
     if kind == "far-apart":
         normal[:, 0] += 110.0 * rng.permutation(n)
+        return normal
+    if kind == "two-groups":
+        normal[3::4] += 3e4
         return normal
     message = f"build_points: kind must be one of {', '.join(POINT_KINDS)}; got {str(kind)[:40]!r}. Pass 'normal'."
     raise ParameterError(message)
