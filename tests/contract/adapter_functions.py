@@ -148,8 +148,7 @@ def _testing() -> list[Public]:
     return [
         *(Public(f"testing.{name}", act, lambda rng, good=good: dict(good), (), kinds, says=(name, "namespace", "layout"))
           for name, act, good, kinds in built),
-        Public("testing.gallery.get", lambda name, n: gallery.get(name, n=n).build(), lambda rng: {"name": "hilbert", "n": 4}, (),
-               {"name": "choice", "n": "steps"}, says=("get", "gallery")),
+        Public("testing.gallery.get", lambda name: gallery.get(name).case(), lambda rng: {"name": "hilbert"}, (), {"name": "choice"}, says=("gallery.get",)),
         judge("assert_pinv", lambda output: assertions.assert_pinv(lambda a: output, matrix), np.linalg.pinv(matrix.A)),
         judge("assert_inverse", lambda output: assertions.assert_inverse(lambda a: output, psd), np.linalg.inv(psd.A)),
         judge("assert_ridge_inverse", lambda output: assertions.assert_ridge_inverse(lambda a: output, psd, 0.1),
@@ -157,7 +156,7 @@ def _testing() -> list[Public]:
         judge("assert_kernel_matrix", lambda output: assertions.assert_kernel_matrix(lambda x: output, cloud), kernel),
         judge("assert_nystrom", lambda output: assertions.assert_nystrom(lambda x, landmarks: output, cloud, cloud.x[:2]), low),
         judge("assert_low_rank_error", lambda output: assertions.assert_low_rank_error(lambda a: output, psd, rank=4), psd.A),
-        judge("assert_attention_matches", lambda output: assertions.assert_attention_matches(lambda *a: output, tokens), good_attention),
+        judge("assert_attention_matches", lambda output: assertions.assert_attention_matches(lambda *a, **k: output, tokens, kind="soft"), good_attention),
         judge("assert_psd", lambda output: assertions.assert_psd(output), psd.A),
         judge("ratios.penrose", lambda output: ratios.penrose(matrix.A, output, matrix), np.linalg.pinv(matrix.A)),
         judge("ratios.kernel", lambda output: ratios.kernel(output, cloud.x), kernel),
