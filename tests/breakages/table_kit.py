@@ -19,6 +19,7 @@ OUT_OF_SCOPE = {
 ANSWERED = {
     "bound-without-its-denominator": "scalar_bounds", "lost-digits-of-the-diagonal": "scalar_bounds",
     "cut-off-not-relative": "given_cut_offs", "one-scale-for-the-whole-batch": "scaled_batches", "upper-triangle-only": "many_points",
+    "too-few-steps": "slow_convergence", "corrections-reach-finished-members": "corrected_members",
     "far-pairs-left-to-rounding": "kernels, by the points `two-groups`, which `softlinalg.testing` has had since",
 }  # fmt: skip
 """Names of those that survived at first, and the check that was then written because of them."""
@@ -77,10 +78,10 @@ KIT_BREAKAGES = [
         tests=(),
     ),
     Breakage(
-        name="wrong-half-of-a-scale",
-        file="_linalg.py",
-        old="    half = xp.floor(exponent / 2)\n    first",
-        new="    half = xp.floor(exponent / 2) + 1\n    exponent = exponent + 1\n    first",
+        name="bound-of-the-scaled-matrix",
+        file="_inversion.py",
+        old="    return Rounded(final, _linalg.scale_by_power_of_two(bound[:, None, None], -exponent, xp=xp)[:, 0, 0])\n",
+        new="    return Rounded(final, bound)\n",
         tests=(),
     ),
     Breakage(
