@@ -165,7 +165,7 @@ def solve_kernel_ridge(
     check_rows(x, func=func)
     x, n = _arrays.detach(x), int(x.shape[0])
     _inputs.check_finite(x, func=func, name="x", xp=xp)
-    targets = _arrays.detach(checked_targets(y, n, func=func, xp=xp))
+    targets = _arrays.detach(checked_targets(y, n, func=func, are_squared=False, xp=xp))
     if weights is not None:
         checked_weights(weights, n, func=func, xp=xp)
     progress = flag(progress, func=func, name="progress")

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 from softlinalg import _arrays, _inputs
 from softlinalg._ridge_sums import RidgeSums
+from softlinalg._settings import is_one_of, shown
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import ParameterError, ShapeError
 
@@ -300,8 +301,8 @@ def ridge_model(
     ShapeError
         Leave-one-out without rows.
     """
-    if selection not in ("gcv", "loo"):
-        message = f'{func}: selection must be "gcv" or "loo"; got {str(selection)[:40]!r}. Choose one of these.'
+    if not is_one_of(selection, ("gcv", "loo")):
+        message = f'{func}: selection must be "gcv" or "loo"; got {shown(selection)}. Choose one of these.'
         raise ParameterError(message)
     if selection == "loo" and rows is None:
         message = f'{func}: rows must be given for selection="loo"; got None. Pass a second pass over the rows, or use "gcv".'

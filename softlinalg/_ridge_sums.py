@@ -16,10 +16,11 @@ from softlinalg import _arrays, _inputs
 from softlinalg._nystrom_core import Wide
 from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._typing import Array, Namespace
-from softlinalg.errors import ParameterError, ShapeError
+from softlinalg.errors import ParameterError, RangeError, ShapeError
 
 __all__ = [
     "RidgeSums",
+    "check_size",
     "checked_targets",
     "checked_weights",
     "decomposition_rows",
@@ -49,18 +50,31 @@ class RidgeSums(NamedTuple):
     """Centered sum of s y^2, shape (k,)."""
 
 
-def checked_targets(y: Array, n: int, *, func: str, name: str = "y", xp: Namespace) -> Array:
-    """Targets as a matrix (n, k), finite.
+LARGEST_TARGET = 2.0**480
+"""Of targets that are squared: the sum of 2**60 squares of their differences is still finite."""
+
+
+def checked_targets(y: Array, n: int, *, func: str, name: str = "y", are_squared: bool = True, xp: Namespace) -> Array:
+    """Targets as a matrix (n, k), finite, and of a size that can be squared.
 
     Raises
     ------
-    ShapeError, NonFiniteError
+    ShapeError, NonFiniteError, RangeError
     """
     if y.ndim not in (1, 2) or y.shape[0] != n or 0 in y.shape:
         message = f"{func}: {name} must have shape ({n},) or ({n}, k); got {tuple(y.shape)}. Pass one target per row of the data."
         raise ShapeError(message)
     _inputs.check_finite(y, func=func, name=name, xp=xp)
+    if are_squared:
+        check_size(_arrays.to_float(xp.max(xp.abs(_arrays.detach(y)))), func=func, name=name)
     return y[:, None] if y.ndim == 1 else y
+
+
+def check_size(largest: float, *, func: str, name: str) -> None:
+    """Raise RangeError where squares of targets would overflow."""
+    if largest > LARGEST_TARGET:
+        message = f"{func}: {name} must be at most {LARGEST_TARGET:.2g} in size, as they are squared; got {largest:.3g}. Rescale them."
+        raise RangeError(message)
 
 
 def checked_weights(weights: Array, n: int, *, func: str, name: str = "weights", xp: Namespace) -> None:

@@ -21,6 +21,7 @@ from softlinalg._nystrom import NystromDecomposition, nystrom
 from softlinalg._ridge_landmarks import ridge_sample
 from softlinalg._ridge_length_scales import learn_length_scales
 from softlinalg._ridge_sums import checked_weights
+from softlinalg._settings import shown, whole_number
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import DuplicateLandmarkWarning, InputError, ParameterError, ShapeError
 
@@ -186,7 +187,7 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
         landmarks, tol = self.landmarks, self.tol
         by_targets = targets is not None and isinstance(landmarks, str) and landmarks == "targets"
         if by_targets and tol is not None:
-            message = f'{func}: tol must be None for landmarks="targets", which do not aim at the kernel; got {tol}. Pass rank.'
+            message = f'{func}: tol must be None for landmarks="targets", which do not aim at the kernel; got {shown(tol)}. Pass rank.'
             raise ParameterError(message)
         with warnings.catch_warnings():  # fewer useful rows than asked for: the rank says so
             warnings.simplefilter("ignore", DuplicateLandmarkWarning)
@@ -213,7 +214,4 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
     @staticmethod
     def _checked_count(count: Any, *, func: str) -> int:
         """A number of landmarks; more than there are different rows stands for all of them."""
-        if isinstance(count, bool) or not hasattr(count, "__index__") or int(count) < 1:
-            message = f"{func}: the number of landmarks must be a whole number >= 1; got {str(count)[:40]}. Pass an int."
-            raise ParameterError(message)
-        return int(count)
+        return whole_number(count, func=func, name="the number of landmarks", minimum=1)

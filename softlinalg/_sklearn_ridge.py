@@ -16,7 +16,8 @@ from softlinalg._conjugate_gradients import exact_ridge
 from softlinalg._kernels import kernel_matmul
 from softlinalg._nystrom_map import map_of
 from softlinalg._ridge_regression import ridge_model
-from softlinalg._ridge_sums import decomposition_rows, decomposition_sums, merge_ridge_sums, ridge_sums
+from softlinalg._ridge_sums import checked_targets, decomposition_rows, decomposition_sums, merge_ridge_sums, ridge_sums
+from softlinalg._settings import flag
 from softlinalg._sklearn_base import FLOATS, NystromEstimator, from_host, is_foreign, to_host
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import ParameterError
@@ -58,6 +59,9 @@ class _RidgeEstimator(NystromEstimator):
 
     def _fit(self, X: Array, targets: Array, weights: Array | None, xp: Namespace, count: float | None = None) -> None:
         func = type(self).__name__
+        checked_targets(targets, int(X.shape[0]), func=func, xp=xp)
+        for name in ("fit_intercept", "exact", "progress"):
+            flag(getattr(self, name), func=func, name=name)
         d = self._approximated(X, weights, self.rank, xp, targets=targets)
         self._map = map_of(d)
         self.landmarks_, self.kernel_, self.error_ = d.landmarks, d.kernel, d.relative_trace_error
@@ -100,6 +104,7 @@ class _RidgeEstimator(NystromEstimator):
         if not hasattr(self, "_map"):
             self._fit(X, targets, weights, xp, None if counts is None else float(xp.sum(counts)))
             return
+        checked_targets(targets, int(X.shape[0]), func=func, xp=xp)
         sums = self._sums
         for start, stop, features in self._map.blocks(self._map.checked(X, func=func)[0], xp=xp):
             own = None if weights is None else weights[start:stop]

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from softlinalg import _arrays
+from softlinalg._ridge_sums import check_size
 from softlinalg.errors import DTypeError, InputError, NonFiniteError, ParameterError, ShapeError
 
 __all__ = [
@@ -159,7 +160,7 @@ class ArrayRows:
             return x, None
         y = np.array(_as_host(_rows(self._y, indices), func=self._func, name="targets"), dtype=np.float64).reshape(len(indices), -1)
         _give_back(self._y, int(indices[0]), int(indices[-1]) + 1)
-        _check_rows("targets", y, indices, func=self._func)
+        _check_targets(y, indices, func=self._func)
         return x, y
 
     def _copy(self, a: Any, first: int, last: int, dtype: Any, name: str) -> Host:
@@ -354,7 +355,7 @@ def checked_chunk(start: int, block: Block, *, func: str) -> tuple[int, Host, Ho
     x, y = block
     _check_rows("source", x, range(start, start + len(x)), func=func)
     if y is not None:
-        _check_rows("targets", y, range(start, start + len(x)), func=func)
+        _check_targets(y, range(start, start + len(x)), func=func)
     return start, np.ascontiguousarray(x), None if y is None else np.ascontiguousarray(y)
 
 
@@ -368,6 +369,12 @@ def _check_rows(name: str, values: Host, numbers: Any, *, func: str) -> None:
         row = int(numbers[int(bad.any(axis=1).argmax())])
         message = f"{func}: {name} must be finite; got NaN or infinity (first in row {row}). Clean or drop such rows."
         raise NonFiniteError(message)
+
+
+def _check_targets(values: Host, numbers: Any, *, func: str) -> None:
+    """Raise where targets are not finite, or cannot be squared."""
+    _check_rows("targets", values, numbers, func=func)
+    check_size(float(np.max(np.abs(values), initial=0.0)), func=func, name="targets")
 
 
 class RowReader:

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from softlinalg import _arrays
+from softlinalg._inputs import real_scalar
+from softlinalg._settings import is_one_of, shown, whole_number
 from softlinalg._typing import Array
 from softlinalg.errors import ParameterError
 from softlinalg.testing import _exact, _layouts
+from softlinalg.testing._builder_settings import check_settings, choice
 
 __all__ = ["MODES", "Case", "build_graded", "build_matrix", "call_line", "case_of", "largest_cond", "random_frame", "spectrum", "unit"]
 
@@ -192,6 +195,9 @@ def spectrum(mode: int | str, rank: int, cond: float, rng: np.random.Generator) 
     1: one 1, the rest 1 / cond. 2: ones, the last 1 / cond. 3: geometric. 4: arithmetic. 5: logarithms uniform. 6: uniform.
     "geometric": halved at each step, not below 1 / cond. Modes 5 and 6 keep 1 and 1 / cond as their ends.
     """
+    if not is_one_of(mode, MODES) and not (type(mode) is int and mode in MODES):
+        message = f"build_matrix: mode must be one of {MODES}; got {shown(mode)}. Pass 3 for a geometric spectrum."
+        raise ParameterError(message)
     if rank <= 1:
         return np.ones(rank)
     place = np.linspace(0.0, 1.0, rank)
@@ -207,11 +213,8 @@ def spectrum(mode: int | str, rank: int, cond: float, rng: np.random.Generator) 
         inner = rng.random(rank - 2)
         values = cond**-inner if mode == 5 else 1 / cond + inner * (1 - 1 / cond)
         s = np.sort(np.concatenate([[1.0, 1 / cond], values]))[::-1]
-    elif mode == "geometric":
-        s = np.maximum(0.5 ** np.arange(rank), 1 / cond)
     else:
-        message = f"build_matrix: mode must be one of {MODES}; got {str(mode)[:40]!r}. Pass 3 for a geometric spectrum."
-        raise ParameterError(message)
+        s = np.maximum(0.5 ** np.arange(rank), 1 / cond)
     return np.asarray(s, dtype=np.float64)
 
 
@@ -336,6 +339,11 @@ def build_matrix(
     >>> round(float(np.linalg.cond(case.A)), 6)
     100.0
     """
+    check_settings("build_matrix", shape=shape, axes={"batch": batch}, dtype=dtype, layout=layout, xp=xp, seed=seed)
+    if rank is not None:
+        whole_number(rank, func="build_matrix", name="rank", minimum=0, maximum=min(shape))
+    cond = real_scalar(cond, func="build_matrix", name="cond", minimum=1.0, strict=False)
+    log2_scale = whole_number(log2_scale, func="build_matrix", name="log2_scale", minimum=-20000, maximum=20000)
     name = _layouts.namespace_name(xp)
     code = call_line(
         "build_matrix", _DEFAULTS, shape=shape, rank=rank, mode=mode, cond=cond, s=s, log2_scale=log2_scale, dtype=dtype,
@@ -398,11 +406,9 @@ def _host_dtype(dtype: str) -> np.dtype[Any]:
 
 def _check(shape: tuple[int, int], s: np.ndarray[Any, Any], dtype: str, structure: str, exact: bool) -> None:
     m, n = shape
-    if dtype not in _MANTISSA:
-        message = f"build_matrix: dtype must be one of {', '.join(_MANTISSA)}; got {str(dtype)[:40]!r}. Pass 'float64'."
-        raise ParameterError(message)
-    if structure not in ("general", "symmetric", "psd") or (structure != "general" and m != n):
-        message = f"build_matrix: structure must be 'general', or 'symmetric' or 'psd' of a square shape; got {structure!r} for {m} x {n}."
+    if not is_one_of(structure, ("general", "symmetric", "psd")) or (structure != "general" and m != n):
+        got = f"{shown(structure)} for {m} x {n}"
+        message = f"build_matrix: structure must be 'general', or 'symmetric' or 'psd' of a square shape; got {got}. Change one of them."
         raise ParameterError(message)
     if s.ndim != 1 or s.size > min(m, n) or not np.all(np.isfinite(s)) or np.any(s < 0) or np.any(np.diff(s) > 0):
         message = f"build_matrix: s must be at most {min(m, n)} finite numbers >= 0 in descending order; got {s.size}. Sort them."
@@ -477,6 +483,9 @@ def build_graded(
     >>> bool(sizes[0] > 100 * sizes[-1])
     True
     """
+    check_settings("build_graded", shape=shape, dtype=dtype, layout=layout, xp=xp, seed=seed)
+    step = real_scalar(step, func="build_graded", name="step", minimum=-1000.0, strict=False, maximum=1000.0)
+    choice("build_graded", "sides", sides, ("both", "rows", "columns"))
     code = call_line(
         "build_graded", _DEFAULTS | {"step": 3.0, "sides": "both"}, shape=shape, step=step, sides=sides, dtype=dtype, layout=layout,
         xp=_layouts.namespace_name(xp), device=device, seed=seed,

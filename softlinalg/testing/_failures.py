@@ -87,7 +87,7 @@ def worst_entry(got: Any, expected: Any) -> str:
         left, right = np.asarray(_arrays.to_numpy(got)), np.asarray(_arrays.to_numpy(expected))
     except Exception:  # what came is no array: the message says so elsewhere
         return ""
-    if left.shape != right.shape or left.size == 0:
+    if left.shape != right.shape or left.size == 0 or left.dtype.kind not in "fciub":
         return ""
     with np.errstate(all="ignore"):
         gap = np.abs(left.astype(complex) - right.astype(complex))

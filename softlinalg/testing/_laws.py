@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib
 import importlib.util
 import math
@@ -17,7 +18,7 @@ import numpy as np
 from softlinalg import _arrays
 from softlinalg.errors import ParameterError
 from softlinalg.testing import _layouts
-from softlinalg.testing._report import Example, PropertyResult, Report, versions
+from softlinalg.testing._report import Example, PropertyResult, Report, machine, versions
 
 __all__ = ["BACKENDS", "DTYPES", "AnyCase", "Broken", "Call", "Law", "Subject", "first_cases", "mixed", "run", "spectral_norm"]
 
@@ -387,6 +388,8 @@ def run(
         properties=results,
         versions=versions("numpy", *({BACKENDS[subject.backend]} - {"numpy"}), *_distribution(subject)),
         groups={name: (failed, total) for name, (failed, total) in groups.items()},
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        machine=machine(),
     )
 
 

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 
 from softlinalg import _arrays
+from softlinalg._settings import whole_number
 from softlinalg._typing import Array
 from softlinalg.errors import ParameterError
 from softlinalg.testing import _layouts
+from softlinalg.testing._builder_settings import REAL_TYPES, check_settings, choice
 from softlinalg.testing._cases import Case, call_line, case_of, exponent_range, unit
 
 __all__ = ["POINT_KINDS", "AttentionCase", "PointCase", "build_attention", "build_gram", "build_points", "gaussian_values"]
 
-POINT_KINDS = ("normal", "clustered", "duplicated", "collinear", "grid", "one-far", "offset", "all-equal", "far-apart")
+POINT_KINDS = ("normal", "clustered", "duplicated", "collinear", "grid", "one-far", "offset", "all-equal", "far-apart", "two-groups")
 """Kinds of point sets. "normal": standard normal. "clustered": tight groups (spread 1e-3). "duplicated": each point about three times.
 "collinear": on a line. "grid": on an integer grid. "one-far": normal, and one point 1000 away. "offset": normal, all of it
-1000 away from the origin. "all-equal": one point repeated. "far-apart": pairwise distances of at least 100."""
+1000 away from the origin. "all-equal": one point repeated. "far-apart": pairwise distances of at least 100. "two-groups": normal, and
+every fourth point 30,000 away, so that close points lie far from the middle of all."""
 
 _DEFAULTS = {
     "kind": "normal", "dtype": "float64", "log2_scale": 0, "length_scale": 1.0, "batch": (), "layout": "C", "xp": "numpy",
@@ -164,8 +167,8 @@ def _points(kind: str, n: int, d: int, rng: np.random.Generator) -> np.ndarray[A
     if kind == "far-apart":
         normal[:, 0] += 110.0 * rng.permutation(n)
         return normal
-    message = f"build_points: kind must be one of {', '.join(POINT_KINDS)}; got {str(kind)[:40]!r}. Pass 'normal'."
-    raise ParameterError(message)
+    normal[3::4] += 3e4  # two-groups
+    return normal
 
 
 def build_points(
@@ -194,6 +197,9 @@ def build_points(
     >>> case.x.shape, len(np.unique(case.x, axis=0)) < 5
     ((5, 2), True)
     """
+    check_settings("build_points", shape=shape, axes={"batch": batch}, dtype=dtype, types=REAL_TYPES, layout=layout, xp=xp, seed=seed)
+    log2_scale = whole_number(log2_scale, func="build_points", name="log2_scale", minimum=-20000, maximum=20000)
+    choice("build_points", "kind", kind, POINT_KINDS)
     name = _layouts.namespace_name(xp)
     code = call_line(
         "build_points", _DEFAULTS, shape=shape, kind=kind, log2_scale=log2_scale, dtype=dtype, batch=batch, layout=layout, xp=name,
@@ -259,6 +265,9 @@ def build_gram(
     >>> bool(np.all(np.diagonal(case.A) == 1.0)), bool(np.all(case.A == case.A.T))
     (True, True)
     """
+    settings: dict[str, Any] = {"dtype": dtype, "types": REAL_TYPES, "layout": layout, "xp": xp, "seed": seed}
+    check_settings("build_gram", shape=shape, numbers={"length_scale": length_scale}, **settings)
+    choice("build_gram", "kind", kind, POINT_KINDS)
     name = _layouts.namespace_name(xp)
     code = call_line(
         "build_gram", _DEFAULTS, shape=shape, kind=kind, length_scale=length_scale, dtype=dtype, layout=layout, xp=name, device=device,
@@ -313,6 +322,11 @@ def build_attention(
     >>> case.q.shape, case.landmarks.shape
     ((2, 12, 4), (2, 5, 4))
     """
+    settings: dict[str, Any] = {"dtype": dtype, "types": REAL_TYPES, "layout": layout, "xp": xp, "seed": seed}
+    sizes = {"tokens": tokens, "features": features, "landmarks": landmarks, "keys": keys, "value_features": value_features}
+    check_settings("build_attention", axes={"heads": heads}, counts=sizes, numbers={"magnitude": magnitude}, **settings)
+    whole_number(hidden, func="build_attention", name="hidden", minimum=0)
+    choice("build_attention", "kind", kind, POINT_KINDS)
     name = _layouts.namespace_name(xp)
     code = call_line(
         "build_attention", _DEFAULTS | {"dtype": "float32"}, tokens=tokens, features=features, landmarks=landmarks, keys=keys,

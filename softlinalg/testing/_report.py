@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from softlinalg import __version__
@@ -87,6 +89,8 @@ class Report:
         Of Python and of the libraries concerned.
     groups : mapping of str to (int, int)
         Failed and all cases, by group of inputs ("full rank", "deficient", "gallery", ...).
+    date, machine : str
+        When and where; empty in files that do not say it.
 
     Examples
     --------
@@ -109,6 +113,8 @@ class Report:
     properties: tuple[PropertyResult, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    date: str = ""
+    machine: str = ""
 
     @property
     def passed(self) -> bool:
@@ -163,6 +169,14 @@ def versions(*libraries: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def machine() -> str:
+    """Number and name of the processors: "2 cores, AMD EPYC"."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores, {(names or [platform.processor() or platform.machine()])[0]}"
 
 
 # ----------------------------------------------------------------------------------------------------- words
@@ -323,6 +337,8 @@ def _report_fields(report: Report) -> dict[str, Any]:
         "passed": report.passed,
         "seconds": round(report.seconds, 3),
         "versions": dict(report.versions),
+        "date": report.date,
+        "machine": report.machine,
         "groups": {name: {"failed": failed, "cases": cases} for name, (failed, cases) in report.groups.items()},
         "properties": [_property_fields(result) for result in report.properties],
     }
@@ -373,6 +389,8 @@ def _report(fields: Mapping[str, Any]) -> Report:
         **{name: fields[name] for name in _REPORT_FIELDS},
         seconds=float(fields["seconds"]),
         versions=dict(fields["versions"]),
+        date=str(fields.get("date", "")),
+        machine=str(fields.get("machine", "")),
         groups={name: (entry["failed"], entry["cases"]) for name, entry in fields["groups"].items()},
         properties=tuple(_property(entry) for entry in fields["properties"]),
     )

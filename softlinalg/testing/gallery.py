@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
 from softlinalg.testing import _exact, _layouts
 from softlinalg.testing._cases import Case, case_of, short
@@ -210,8 +211,8 @@ def get(name: str, **params: Any) -> GalleryMatrix:
     >>> gallery.get("hilbert", n=4).case().A.shape
     (4, 4)
     """
-    if name not in REGISTRY:
-        message = f"gallery.get: name must be one of gallery.names(); got {str(name)[:40]!r}. The first is {names()[0]!r}."
+    if not is_one_of(name, REGISTRY):
+        message = f"gallery.get: name must be one of gallery.names(); got {shown(name)}. The first is {names()[0]!r}."
         raise ParameterError(message)
     recipe = REGISTRY[name]
     unknown = sorted(set(params) - set(recipe.defaults))

@@ -11,13 +11,16 @@ spectral norms.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
 import numpy as np
 
 from softlinalg import _arrays
 from softlinalg._typing import Array
+from softlinalg.testing._builder_settings import KNOWN_TYPES
 from softlinalg.testing._cases import Case, unit
 from softlinalg.testing._points import AttentionCase, gaussian_values
 
@@ -30,6 +33,19 @@ GRADES = ("S", "N")
 """Accuracy classes. "S" (decompositions): all laws in kappa. "N" (iterations): the two symmetry conditions in kappa squared."""
 
 _LONG = 64
+_P = ParamSpec("_P")
+
+
+def _judged(laws: Callable[_P, dict[str, float]]) -> Callable[_P, dict[str, float]]:
+    """A function whose ratios are numbers whatever is judged: NaN, from infinite over infinite, counts as infinite."""
+
+    @functools.wraps(laws)
+    def judge(*args: _P.args, **settings: _P.kwargs) -> dict[str, float]:
+        with np.errstate(all="ignore"):
+            found = laws(*args, **settings)
+        return {name: math.inf if math.isnan(ratio) else ratio for name, ratio in found.items()}
+
+    return judge
 
 
 def worst(ratios: dict[str, float]) -> tuple[str, float]:
@@ -45,6 +61,7 @@ def worst(ratios: dict[str, float]) -> tuple[str, float]:
 
 
 # ------------------------------------------------------------------------------------------ pseudo-inverses
+@_judged
 def penrose(A: Array, X: Array, case: Case | None = None, *, grade: str = "S", kappa: float | None = None) -> dict[str, float]:
     r"""Penrose's four conditions on a pseudo-inverse.
 
@@ -119,6 +136,7 @@ def _penrose_of(a: np.ndarray[Any, Any], x: np.ndarray[Any, Any], u: float, kapp
     )
 
 
+@_judged
 def forward(A: Array, X: Array, case: Case) -> dict[str, float]:
     r"""Distance to the true pseudo-inverse, which the case knows.
 
@@ -164,6 +182,7 @@ def forward(A: Array, X: Array, case: Case) -> dict[str, float]:
 
 
 # -------------------------------------------------------------------------------------------------- kernels
+@_judged
 def kernel(K: Array, x: Array, y: Array | None = None, *, length_scale: float | None = 1.0, dtype: str | None = None) -> dict[str, float]:
     r"""Laws of a Gaussian kernel matrix, or of any kernel with values in [0, 1] and ones on its diagonal.
 
@@ -204,9 +223,9 @@ def kernel(K: Array, x: Array, y: Array | None = None, *, length_scale: float | 
     b = a if y is None else _host(y).astype(np.float64)
     laws = ["0 <= K <= 1", *(["values"] if length_scale is not None else []), *(["symmetric", "diagonal", "psd"] if y is None else [])]
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    if k.shape != (*batch, a.shape[-2], b.shape[-2]) or not _finite(k):
+    if k.shape != (*batch, a.shape[-2], b.shape[-2]) or not _finite(k) or np.iscomplexobj(k):
         return dict.fromkeys(laws, math.inf)
-    u, k = unit(dtype or _arrays.dtype_name(K.dtype)), k.astype(np.float64)
+    u, k = unit(dtype) if dtype else _unit_of(K), k.astype(np.float64)
     out = {"0 <= K <= 1": max(0.0, _peak(-k), _peak(k - 1)) / u}
     if length_scale is not None:
         truth = gaussian_values(a, b, length_scale)
@@ -221,6 +240,7 @@ def kernel(K: Array, x: Array, y: Array | None = None, *, length_scale: float | 
     return out
 
 
+@_judged
 def psd(K: Array, *, kappa: float = 1.0, dtype: str | None = None) -> dict[str, float]:
     """How far a Hermitian matrix is from being positive semi-definite.
 
@@ -240,7 +260,7 @@ def psd(K: Array, *, kappa: float = 1.0, dtype: str | None = None) -> dict[str, 
     k = _host(K)
     if k.ndim < 2 or k.shape[-1] != k.shape[-2] or not _finite(k):
         return {"Hermitian": math.inf, "psd": math.inf}
-    u = unit(dtype or _arrays.dtype_name(K.dtype)) * kappa
+    u = (unit(dtype) if dtype else _unit_of(K)) * kappa
     out = np.zeros(2)
     for index in np.ndindex(*k.shape[:-2]):
         member = _scaled(k[index], -_exponent(k[index]))
@@ -252,6 +272,7 @@ def psd(K: Array, *, kappa: float = 1.0, dtype: str | None = None) -> dict[str, 
 
 
 # ------------------------------------------------------------------------------------------- approximations
+@_judged
 def nystrom(
     K: Array, K_hat: Array, *, kappa: float = 1.0, cut: float = 0.0, rank: int | None = None, dtype: str | None = None
 ) -> dict[str, float]:
@@ -288,12 +309,12 @@ def nystrom(
     """
     names = ["symmetric", "K_hat >= 0", "K_hat <= K", "diagonal", *(["rank"] if rank is not None else [])]
     k, approximation = _host(K).astype(np.float64), _host(K_hat)
-    if approximation.shape != k.shape or k.ndim != 2 or not _finite(approximation):
+    if approximation.shape != k.shape or k.ndim != 2 or not _finite(approximation) or np.iscomplexobj(approximation):
         return dict.fromkeys(names, math.inf)
     approximation = approximation.astype(np.float64)
     exponent = _exponent(k)
     k, approximation = _scaled(k, -exponent), _scaled(approximation, -exponent)
-    u = unit(dtype or _arrays.dtype_name(K_hat.dtype))
+    u = unit(dtype) if dtype else _unit_of(K_hat)
     scale = _norm(k) * (u * max(1, k.shape[-1]) * kappa + cut) or u
     out = {
         "symmetric": _norm(approximation - approximation.T) / scale,
@@ -306,6 +327,7 @@ def nystrom(
     return out
 
 
+@_judged
 def low_rank(
     A: Array, A_hat: Array, *, rank: int, factor: float = 1.0, norm: str = "fro", psd: bool = False, dtype: str | None = None
 ) -> dict[str, float]:
@@ -343,7 +365,7 @@ def low_rank(
     a, approximation = _host(A), _host(A_hat)
     if approximation.shape != a.shape or a.ndim < 2 or not _finite(approximation):
         return dict.fromkeys(names, math.inf)
-    u, size = unit(dtype or _arrays.dtype_name(A_hat.dtype)), max(*a.shape[-2:], 1)
+    u, size = unit(dtype) if dtype else _unit_of(A_hat), max(*a.shape[-2:], 1)
     out = dict.fromkeys(names, 0.0)
     for index in np.ndindex(*a.shape[:-2]):
         exponent = _exponent(a[index])
@@ -361,6 +383,7 @@ def low_rank(
 
 
 # ------------------------------------------------------------------------------------------------ attention
+@_judged
 def attention(
     out: Array, expected: Array, *, reference: Array | None = None, case: AttentionCase | None = None, kappa: float = 1.0,
     terms: int | None = None, factor: float = 2.0, dtype: str | None = None,
@@ -398,9 +421,10 @@ def attention(
     0.0
     """
     got, truth = _host(out), _host(expected).astype(np.float64)
-    if got.shape != truth.shape or not _finite(got):
+    if got.shape != truth.shape or not _finite(got) or np.iscomplexobj(got):
         return {"output": math.inf}
-    u = unit(dtype or (case.dtype if case is not None else _arrays.dtype_name(out.dtype)))
+    known = dtype or (case.dtype if case is not None else None)
+    u = unit(known) if known else _unit_of(out)
     count = terms or (int(case.v.shape[-2]) if case is not None else max(1, truth.shape[-2]))
     scale = u * count * kappa * (_peak(np.abs(truth)) or 1.0)
     if reference is not None:
@@ -415,7 +439,15 @@ def _host(x: Any) -> np.ndarray[Any, Any]:
         host = np.asarray(_arrays.to_numpy(x))
     except Exception:  # a result that is no array at all fails every law; the laws are not the place to raise
         return np.empty(0)
-    return host if host.dtype.kind in "fciub" else np.empty(0)
+    if host.dtype.kind in "iub":
+        return host.astype(np.float64)
+    return host if host.dtype.kind in "fc" else np.empty(0)
+
+
+def _unit_of(x: Any) -> float:
+    """eps of the type of a result; that of float64 for results that hold integers, or are no arrays."""
+    name = _arrays.dtype_name(x.dtype) if hasattr(x, "dtype") else ""
+    return unit(name if name in KNOWN_TYPES else "float64")
 
 
 def _finite(x: np.ndarray[Any, Any]) -> bool:
@@ -472,20 +504,28 @@ def _norm(a: np.ndarray[Any, Any]) -> float:
 def _norm_of_values(s: np.ndarray[Any, Any], norm: str) -> float:
     if s.size == 0:
         return 0.0
-    return float({"2": s[0], "fro": np.sqrt(np.sum(s * s)), "nuclear": np.sum(s)}[norm])
+    if not 0 < s[0] < math.inf:
+        return float(s[0])
+    relative = s / s[0]
+    return float(s[0] * {"2": 1.0, "fro": np.sqrt(np.sum(relative * relative)), "nuclear": np.sum(relative)}[norm])
 
 
 def _after(a: np.ndarray[Any, Any], rank: int) -> float:
-    s = np.linalg.svd(_narrow(a), compute_uv=False)
-    return float(s[rank]) if rank < s.size else 0.0
+    exponent = _exponent(a)
+    s = np.linalg.svd(_narrow(_scaled(a, -exponent)), compute_uv=False)
+    return float(np.ldexp(s[rank], exponent)) if rank < s.size else 0.0
 
 
 def _negative_part(a: np.ndarray[Any, Any]) -> float:
     """max(0, -lambda_min) of the Hermitian part, the largest over a batch."""
     if a.size == 0:
         return 0.0
-    narrow = _narrow(a)
-    return max(0.0, float(-np.min(np.linalg.eigvalsh((narrow + np.swapaxes(narrow, -1, -2).conj()) / 2))))
+    if not _finite(a):
+        return math.inf
+    exponent = _exponent(a)
+    narrow = _narrow(_scaled(a, -exponent))
+    smallest = np.min(np.linalg.eigvalsh((narrow + np.swapaxes(narrow, -1, -2).conj()) / 2))
+    return max(0.0, float(np.ldexp(-smallest, exponent)))
 
 
 def _peak(a: np.ndarray[Any, Any]) -> float:

@@ -418,8 +418,9 @@ def _versions(reports: Sequence[Report]) -> str:
         found.update(report.versions)
     cases = sum(report.cases for report in reports)
     minutes = sum(report.seconds for report in reports) / 60
+    dates, machines = (sorted({getattr(report, name) for report in reports} - {""}) for name in ("date", "machine"))
     return (
-        f"{cases:,} cases in {minutes:.0f} minutes on one core. "
+        f"{cases:,} cases in {minutes:.0f} minutes on one core, beside other work. {', '.join(dates)}; {'; '.join(machines)}; "
         + ", ".join(f"{name} {version}" for name, version in found.items())
         + ".\n"
     )

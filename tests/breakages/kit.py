@@ -46,6 +46,15 @@ def iterations() -> None:
     suites.pinv(pinv, dtype="float64", grade="N", bitwise=True, max_cond=100, cases=60).raise_for_failures()
 
 
+def slow_convergence() -> None:
+    """Conditions for which an iteration takes its full number of steps, without the fallback."""
+    for cond in (1e3, 1e6):
+        for seed in range(3):
+            case = build_matrix(shape=(6, 4), cond=cond, seed=seed)
+            found = softlinalg.certified_pinv(case.A, method="newton", on_failure="raise", tol=1e-3)
+            assertions.assert_pinv(found.value, case, grade="N")
+
+
 def vague_ranks() -> None:
     """Singular values at the cut-off: no rank may be claimed."""
     for seed in range(12):
@@ -144,6 +153,17 @@ def ridge_inverses() -> None:
         assertions.assert_batch_independent(invert, batch.A * scale, bitwise=True, poison=False)
 
 
+def corrected_members() -> None:
+    """float32: members certified at once, beside one whose certificate takes a further step."""
+    easy, hard = (softlinalg.gaussian_kernel(build_points(shape=(49, d), seed=0).x, length_scale=1.8) for d in (8, 2))
+    batch = np.stack([easy / 128, hard, easy / 64]).astype(np.float32)
+
+    def invert(a: object) -> object:
+        return softlinalg.ridge_inverse(a, 1e-4, method="chebyshev", tol=1e-4)
+
+    assertions.assert_batch_independent(invert, batch, bitwise=True, poison=False)
+
+
 def _known_methods() -> list[str]:
     """Those of METHODS that there are."""
     known = []
@@ -195,10 +215,10 @@ def systems() -> None:
 
 GROUPS: dict[str, tuple[Callable[[], None], ...]] = {
     "kernel": (many_points, kernels, attention, approximations),
-    "iterations": (iterations, ridge_inverses, gradients),
+    "iterations": (iterations, slow_convergence, ridge_inverses, gradients),
     "certificates": (scalar_bounds, loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
-    "pinv": (given_cut_offs, gradients, decompositions, iterations),
-    "ridge": (gradients, ridge_inverses),
+    "pinv": (given_cut_offs, slow_convergence, gradients, decompositions, iterations),
+    "ridge": (corrected_members, gradients, ridge_inverses),
     "landmarks": (approximations,),
     "nystrom": (approximations, systems),
     "attention": (attention,),

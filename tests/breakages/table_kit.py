@@ -18,21 +18,18 @@ OUT_OF_SCOPE = {
 
 ANSWERED = {
     "bound-without-its-denominator": "scalar_bounds", "lost-digits-of-the-diagonal": "scalar_bounds",
-    "cut-off-not-relative": "given_cut_offs", "one-scale-for-the-whole-batch": "scaled_batches",
+    "cut-off-not-relative": "given_cut_offs", "one-scale-for-the-whole-batch": "scaled_batches", "upper-triangle-only": "many_points",
+    "too-few-steps": "slow_convergence", "corrections-reach-finished-members": "corrected_members",
+    "far-pairs-left-to-rounding": "kernels, by the points `two-groups`, which `softlinalg.testing` has had since",
 }  # fmt: skip
-"""Names of those that survived at first, and the check of kit.py that was then written because of them."""
-
-UNDECIDED = ("upper-triangle-only", "ridge-forgotten-in-attention")
-"""Started, and stopped after 100 seconds without a finding: they may survive."""
+"""Names of those that survived at first, and the check that was then written because of them."""
 
 SURVIVORS = {
     "rounding-of-the-residual-dropped": (
-        "the bound then leaves out one of its terms, smaller than the others in all that the checks compute;"
-        " `test_the_error_of_a_sliced_product_is_bounded_and_small` measures that term alone"
-    ),
-    "far-pairs-left-to-rounding": (
-        "close points far from the center then lose digits, as much as grade N allows to every kernel made of products of centered points;"
-        " softlinalg promises more, which `test_close_points_far_from_the_center_keep_their_distance` holds it to"
+        "public functions evaluate a product in this way only where its rounding is 2^-29 of the bound or less: the products of second"
+        " order, and those of float32 data, which are made in float64 while the result is rounded to float32. The bound returned stays"
+        " above the error, because the norms in it exceed the error by more than that; "
+        "`test_the_error_of_a_sliced_product_is_bounded_and_small` measures the term alone"
     ),
 }
 """Names of those that the kit does not notice, and why."""
@@ -81,10 +78,10 @@ KIT_BREAKAGES = [
         tests=(),
     ),
     Breakage(
-        name="wrong-half-of-a-scale",
-        file="_linalg.py",
-        old="    half = xp.floor(exponent / 2)\n    first",
-        new="    half = xp.floor(exponent / 2) + 1\n    exponent = exponent + 1\n    first",
+        name="bound-of-the-scaled-matrix",
+        file="_inversion.py",
+        old="    return Rounded(final, _linalg.scale_by_power_of_two(bound[:, None, None], -exponent, xp=xp)[:, 0, 0])\n",
+        new="    return Rounded(final, bound)\n",
         tests=(),
     ),
     Breakage(
@@ -141,6 +138,13 @@ KIT_BREAKAGES = [
         file="_attention.py",
         old="    scale = q.shape[-1] ** 0.25 if length_scale is None",
         new="    scale = q.shape[-1] ** 0.5 if length_scale is None",
+        tests=(),
+    ),
+    Breakage(
+        name="rounding-of-the-slices-dropped",
+        file="_certificates.py",
+        old="        error = error + gamma * upper_frobenius(lefts[i], xp=xp) * upper_frobenius(tail, xp=xp)\n",
+        new="",
         tests=(),
     ),
     Breakage(

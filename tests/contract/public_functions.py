@@ -37,6 +37,8 @@ class Public:
     """What messages may begin with; the name without its module is always allowed."""
     also: tuple[type[Exception], ...] = ()
     """Errors that are documented beside those of the package."""
+    warns: str = ""
+    """The package of a framework, whose own warnings may come beside those of softlinalg."""
     takes_complex: bool = False
     is_torch: bool = False
     whole: bool = True
@@ -169,13 +171,15 @@ def _kernel_entries() -> list[Public]:
     return entries
 
 
+def general(rng: np.random.Generator) -> Arguments:
+    return {"a": rng.normal(size=(2, 4, 3))}
+
+
+def shifted(rng: np.random.Generator) -> Arguments:
+    return {"a": spd(rng), "ridge": 0.1}
+
+
 def _inverse_entries() -> list[Public]:
-    def general(rng: np.random.Generator) -> Arguments:
-        return {"a": rng.normal(size=(2, 4, 3))}
-
-    def shifted(rng: np.random.Generator) -> Arguments:
-        return {"a": spd(rng), "ridge": 0.1}
-
     def triple(other: str, transposed: bool) -> Callable[[np.random.Generator], Arguments]:
         def make(rng: np.random.Generator) -> Arguments:
             a = rng.normal(size=(2, 4, 3))

@@ -184,7 +184,9 @@ def test_every_library_gives_the_same_ratios(backend):
 
 # ------------------------------------------------------------------------------- kernels and approximations
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", ["normal", "clustered", "duplicated", "collinear", "grid", "one-far", "offset", "all-equal", "far-apart"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "clustered", "duplicated", "collinear", "grid", "one-far", "offset", "all-equal", "far-apart", "two-groups"]
+)
 def test_our_kernels_are_within_half_of_the_threshold(kind, dtype):
     points = build_points(shape=(12, 3), kind=kind, dtype=dtype, seed=1)
     for length_scale in (0.25, 1.0, 8.0):

@@ -370,6 +370,7 @@ def test_bfloat16_rounds_to_nearest_even():
         ("offset", lambda x: np.abs(x).min() > 900 and np.abs(x - x.mean(0)).max() < 10),
         ("all-equal", lambda x: (x == x[0]).all()),
         ("far-apart", lambda x: np.sort(np.linalg.norm(x[:, None] - x, axis=-1), axis=1)[:, 1].min() > 100),
+        ("two-groups", lambda x: np.sum(x.min(axis=1) > 2.9e4) == len(x) // 4 and np.abs(np.median(x, axis=0)).max() < 3),
         ("normal", lambda x: 0.3 < x.std() < 2),
     ],
 )
