@@ -142,8 +142,8 @@ BREAKAGES = [
     Breakage(
         name="gradient-of-one-triangle",
         file="_ridge_inverse.py",
-        old="    gradient = -(y @ ((g + _linalg.adjoint(g, xp=xp)) / 2) @ y)\n",
-        new="    gradient = -(y @ g @ y)\n",
+        old="    return -(y @ ((g + _linalg.adjoint(g, xp=xp)) / 2) @ y)\n",
+        new="    return -(y @ g @ y)\n",
         tests=("tests/core/test_ridge_inverse.py::test_gradients_agree_with_torch_and_jax",),
     ),
     Breakage(
