@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _attention_blocks, _certificates, _inputs, _iterations, _linalg
+from softlinalg import _arrays, _attention_blocks, _certificates, _cholesky_kernels, _inputs, _iterations, _linalg
 from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
 from softlinalg._kernel_distances import GaussianColumns, mirror
 from softlinalg._newton_pinv import newton_pinv
@@ -115,13 +115,25 @@ def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) ->
         found = _arrays.through_numpy(lambda host, hosts: _one(_quickly_certified(host, settings, xp=hosts)), w, xp=xp)
         return None if found is None else found[0]
     wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
-    b = wide + settings.ridge * _arrays.eye_like(wide, xp=xp)
-    x, _ = _linalg.spd_inverse(b, xp=xp)
-    certificate = _certificates.certify_cholesky(b, x, xp=xp)
+    x, evidence = _cholesky(wide, settings.ridge, xp=xp)
+    certificate = _certificates.judge_cholesky(evidence, w.shape[-1], xp=xp)
     # Rounding of 1 + ridge may have moved B, and so I - B X.
     residual = certificate.residual + _arrays.eps(wide.dtype) * (1 + settings.ridge) * _linalg.frobenius(x, xp=xp)
     tol = settings.tol or (1e-6 if _arrays.eps(w.dtype) < 1e-10 else 1e-3)
     return xp.astype(x, w.dtype, copy=False) if bool(xp.all(residual <= tol)) else None
+
+
+def _cholesky(wide: Array, ridge: float, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
+    """(W + ridge I)^-1 and the evidence for its certificate, by compiled code where that serves."""
+    if _arrays.is_numpy(wide) and wide.ndim > 2:
+        flat = xp.reshape(wide, (math.prod(wide.shape[:-2]), *wide.shape[-2:]))
+        quick = _cholesky_kernels.invert(flat, xp.full(flat.shape[0], ridge, dtype=xp.float64))
+        if quick is not None:
+            evidence = xp.reshape(quick[1], (3, *wide.shape[:-2]))
+            return xp.reshape(quick[0], wide.shape), _certificates.CholeskyEvidence(*evidence)
+    b = wide + ridge * _arrays.eye_like(wide, xp=xp)
+    x, _ = _linalg.spd_inverse(b, xp=xp)
+    return x, _certificates.cholesky_evidence(b, x, xp=xp)
 
 
 def _one(found: Array | None) -> tuple[Array] | None:

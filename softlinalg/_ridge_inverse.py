@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softlinalg import _arrays, _certificates, _inputs, _inversion, _iterations, _linalg
+from softlinalg import _arrays, _certificates, _cholesky_kernels, _inputs, _inversion, _iterations, _linalg
 from softlinalg._inversion import Attempt, CertifiedInverse, InverseMethod, Outcome, Settings
 from softlinalg._settings import flag
 from softlinalg._typing import Array, Namespace
@@ -208,7 +208,8 @@ def _run(
 def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Namespace) -> Array | None:
     """Inverses by Cholesky, a part of the batch at a time that stays in the cache, in the type of the input.
 
-    The same arithmetic as the general way, bit for bit, with a third of the memory traffic. None where it does not apply or
+    By compiled code where that serves, else by LAPACK: then the same arithmetic as the general way, bit for bit, with a third of the
+    memory traffic. None where it does not apply or
     one member is not certified by theorem C4: the general way then decides for all.
     """
     if flat.shape[0] == 0 or _arrays.is_half(flat.dtype) or not (_arrays.is_cpu(flat) and _arrays.may_reuse_buffers(flat, ridge)):
@@ -217,24 +218,34 @@ def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Nam
         return None
     host, host_xp = _arrays.host_view(flat, xp=xp)
     host_ridge, _ = _arrays.host_view(ridge, xp=xp)
-    wide = host_xp.complex128 if _arrays.is_complex(host.dtype) else host_xp.float64
+    quick = None if _arrays.is_complex(host.dtype) else _cholesky_kernels.invert(host, host_ridge)
+    if quick is not None:
+        value, joined = quick[0], _certificates.CholeskyEvidence(*quick[1])
+    else:
+        value, joined = _lapack_in_cache(host, host_ridge, xp=host_xp)
+    with _arrays.quiet(host):
+        # Judged once for all: a dozen operations on a few numbers for each part would take as long as a fifth of the inverses.
+        certificate = _certificates.judge_cholesky(joined, host.shape[-1], xp=host_xp)
     limit = 1e38 if _arrays.eps(host.dtype) > 1e-10 else 1e300
-    value = _arrays.empty_like_shape(host.shape, host, xp=host_xp)
+    if not bool(host_xp.all((certificate.residual <= settings.tol) & (certificate.norm < limit))):
+        return None
+    return _arrays.from_numpy(value, flat, xp=xp)
+
+
+def _lapack_in_cache(host: Array, ridge: Array, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
+    """Inverses by LAPACK in the type of `host`, and the evidence for their certificates."""
+    wide = xp.complex128 if _arrays.is_complex(host.dtype) else xp.float64
+    value = _arrays.empty_like_shape(host.shape, host, xp=xp)
     step = max(1, 2**16 // host.shape[-1] ** 2)  # 512 KiB of float64
     evidence = []
     with _arrays.quiet(host):
         for start in range(0, host.shape[0], step):
             part = slice(start, start + step)
-            b, _ = _certificates.diagonal_shift(host[part], host_ridge[part], dtype=wide, xp=host_xp)
-            inverse, _ = _linalg.spd_inverse(b, xp=host_xp)
-            evidence.append(_certificates.cholesky_evidence(b, inverse, xp=host_xp))
+            b, _ = _certificates.diagonal_shift(host[part], ridge[part], dtype=wide, xp=xp)
+            inverse, _ = _linalg.spd_inverse(b, xp=xp)
+            evidence.append(_certificates.cholesky_evidence(b, inverse, xp=xp))
             value[part] = inverse
-        # Judged once for all: a dozen operations on a few numbers for each part would take as long as a fifth of the inverses.
-        joined = _certificates.CholeskyEvidence(*(host_xp.concat(field) for field in zip(*evidence, strict=True)))
-        certificate = _certificates.judge_cholesky(joined, host.shape[-1], xp=host_xp)
-    if not bool(host_xp.all((certificate.residual <= settings.tol) & (certificate.norm < limit))):
-        return None
-    return _arrays.from_numpy(value, flat, xp=xp)
+    return value, _certificates.CholeskyEvidence(*(xp.concat(field) for field in zip(*evidence, strict=True)))
 
 
 def _plain(value: Array) -> CertifiedInverse:

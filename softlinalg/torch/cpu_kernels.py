@@ -9,13 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +19,7 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from softlinalg import _attention_blocks, _buffers
+from softlinalg import _attention_blocks, _buffers, _cholesky_kernels, _compiled
 from softlinalg._attention_blocks import Columns, Forward, Gradients
 
 __all__ = ["Kernels", "attend", "attend_vjp", "kernels_for"]
@@ -38,7 +32,6 @@ _WIDEST, _MOST_LANDMARKS = 128, 256
 """Limits of the arrays on which `cpu_kernels.cpp` works."""
 _ENTRIES_PER_THREAD = 2**18
 """Features that are worth a thread: about a millisecond, against 0.1 to start one."""
-_FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=fast")
 
 
 class _Tokens(ctypes.Structure):
@@ -110,71 +103,24 @@ class Kernels(NamedTuple):
 @functools.cache
 def load() -> Kernels | None:
     """The kernels, compiled if they have not been yet; None, logged, where that cannot be."""
-    if os.environ.get("SOFTLINALG_COMPILED", "1") == "0":
+    if _compiled.is_turned_off():
         return None
     try:
-        kernels = _bind(_library())
+        _cholesky_kernels.load()  # the inverse of the landmarks' kernel matrix is the other half of the work
+        kernels = _bind(_compiled.library(Path(__file__).with_suffix(".cpp"), "-O2"))
         _check(kernels)
-    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+    except _compiled.FAILURES as error:
         _log.info("compiled attention is not available, PyTorch's operations serve in its place: %s", error)
         return None
     return kernels
 
 
-def _library() -> Path:
-    """The compiled file, from the cache of the user or made now."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-    if compiler is None:
-        message = "there is no C++ compiler (g++, clang++ or c++, or the one that CXX names)"
-        raise RuntimeError(message)
-    source = Path(__file__).with_suffix(".cpp")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    # A home directory may be shared by machines of different kinds: the code is for one processor.
-    identity = "\0".join((source.read_text(encoding="utf-8"), version, " ".join(_FLAGS), platform.machine(), _processor()))
-    target = _cache() / f"attention-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
-    if target.exists():
-        return target
-    descriptor, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(descriptor)
-    try:
-        for tuning in (("-march=native",), ("-mcpu=native",), ()):
-            command = [compiler, *_FLAGS, *tuning, str(source), "-o", name]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-            if done.returncode == 0:
-                Path(name).replace(target)
-                return target
-        message = f"{compiler} failed: {done.stderr.strip()[-500:]}"
-        raise RuntimeError(message)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _processor() -> str:
-    """What tells processors apart whose instructions differ."""
-    found = Path("/proc/cpuinfo")
-    lines = found.read_text(encoding="utf-8", errors="replace").splitlines() if found.exists() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor() + platform.node())
-
-
-def _cache() -> Path:
-    """A directory that nobody else can write to: code is loaded from it."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "softlinalg"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        message = f"others may write to {folder}"
-        raise RuntimeError(message)
-    return folder
-
-
-def _bind(path: Path) -> Kernels:
+def _bind(library: ctypes.CDLL) -> Kernels:
     """The functions of the compiled file."""
-    library = ctypes.CDLL(str(path))
     for size in (library.softlinalg_work_bytes, library.softlinalg_scratch_bytes, library.softlinalg_block):
         size.restype = ctypes.c_int64
     if library.softlinalg_work_bytes() != ctypes.sizeof(_Work):
-        message = f"{path} lays its arguments out in another way"
+        message = "the compiled code lays its arguments out in another way"
         raise RuntimeError(message)
     runs = {torch.float32: library.softlinalg_run_float, torch.float64: library.softlinalg_run_double}
     for run in runs.values():

@@ -204,14 +204,6 @@ def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu_kernels.load.__wrapped__() is None
 
 
-def test_a_cache_that_others_can_write_to_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "softlinalg").mkdir()
-    (tmp_path / "softlinalg").chmod(0o777)
-    with pytest.raises(RuntimeError, match="others may write"):
-        cpu_kernels._cache()
-
-
 @compiled
 def test_compiled_code_with_other_results_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = cpu_kernels.load()

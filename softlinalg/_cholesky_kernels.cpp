@@ -1,0 +1,229 @@
+// Inverses of small symmetric positive definite matrices with the evidence for their certificate: compiled by _cholesky_kernels.py.
+//
+// One lane of a vector for each matrix: as many matrices at once as a vector holds doubles, with the operations of one. Cholesky's
+// factor B = L L^T, then N = L^-1, then X = N^T N, the order of LAPACK's potrf and potri, so that theorem C4 of the certificates
+// holds. All three are products of rows with rows, in tiles of 3 x 3 that stay in registers. Whatever fails becomes NaN.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+
+namespace {
+
+typedef double V __attribute__((vector_size(BYTES), aligned(8), may_alias));
+constexpr int LANES = BYTES / 8;
+constexpr int TILE = 3;
+
+inline V root(V x) {
+    for (int i = 0; i < LANES; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+}
+
+// acc += A B^T for TILE rows of each, entries [first, last)
+inline __attribute__((always_inline)) void multiply(const V* a, const V* b, int64_t apart, int64_t first, int64_t last, V (&acc)[TILE][TILE]) {
+    for (int64_t k = first; k < last; ++k) {
+        const V b0 = b[k], b1 = b[apart + k], b2 = b[2 * apart + k];
+#pragma GCC unroll 3
+        for (int r = 0; r < TILE; ++r) {
+            const V left = a[r * apart + k];
+            acc[r][0] += left * b0;
+            acc[r][1] += left * b1;
+            acc[r][2] += left * b2;
+        }
+    }
+}
+
+// Memory of one group: three square arrays of p x p vectors (p is m up to whole tiles), and two vectors for each row.
+struct Group {
+    int64_t m, p;
+    V *b, *factor, *inverse, *reciprocals, *sums;
+};
+
+// B = A + ridge I in every lane, whole; lanes without a matrix repeat the first. Beyond m the identity.
+template <typename T> void load(const Group& g, const T* a, const double* ridge, int64_t count) {
+    const int64_t m = g.m, p = g.p;
+    const T* from[LANES];
+    V shift;
+    for (int lane = 0; lane < LANES; ++lane) {
+        const int64_t member = lane < count ? lane : 0;
+        from[lane] = a + member * m * m;
+        shift[lane] = ridge[member];
+    }
+    for (int64_t i = 0; i < p; ++i) {
+        for (int64_t j = 0; j < i; ++j) {
+            V x = {};
+            if (i < m)
+                for (int lane = 0; lane < LANES; ++lane) x[lane] = double(from[lane][i * m + j]);
+            g.b[i * p + j] = g.b[j * p + i] = x;
+        }
+        V x = V{} + 1.0;
+        if (i < m) {
+            for (int lane = 0; lane < LANES; ++lane) x[lane] = double(from[lane][i * m + i]);
+            x += shift;
+        }
+        g.b[i * p + i] = x;
+    }
+}
+
+// The lower triangle L of `factor`, and the reciprocals of its diagonal.
+void factorise(const Group& g) {
+    const int64_t p = g.p;
+    V *l = g.factor, *reciprocals = g.reciprocals;
+    for (int64_t j = 0; j < p; j += TILE) {
+        V* row = l + j * p;
+        for (int64_t i = j; i < p; i += TILE) {
+            V s[TILE][TILE] = {};
+            multiply(l + i * p, row, p, 0, j, s);
+#pragma GCC unroll 3
+            for (int r = 0; r < TILE; ++r)
+#pragma GCC unroll 3
+                for (int c = 0; c < TILE; ++c) s[r][c] = g.b[(i + r) * p + j + c] - s[r][c];
+            if (i == j) {
+                for (int c = 0; c < TILE; ++c) {
+                    for (int k = 0; k < c; ++k) s[c][c] -= s[c][k] * s[c][k];
+                    s[c][c] = root(s[c][c]);
+                    reciprocals[j + c] = 1.0 / s[c][c];
+                    for (int r = c + 1; r < TILE; ++r) {
+                        for (int k = 0; k < c; ++k) s[r][c] -= s[r][k] * s[c][k];
+                        s[r][c] *= reciprocals[j + c];
+                    }
+                }
+            } else {
+                const V l10 = row[p + j], l20 = row[2 * p + j], l21 = row[2 * p + j + 1];
+#pragma GCC unroll 3
+                for (int r = 0; r < TILE; ++r) {
+                    s[r][0] *= reciprocals[j];
+                    s[r][1] = (s[r][1] - s[r][0] * l10) * reciprocals[j + 1];
+                    s[r][2] = (s[r][2] - s[r][0] * l20 - s[r][1] * l21) * reciprocals[j + 2];
+                }
+            }
+            for (int r = 0; r < TILE; ++r)
+                for (int c = 0; c < TILE; ++c)
+                    if (i > j || c <= r) l[(i + r) * p + j + c] = s[r][c];
+        }
+    }
+}
+
+// N = L^-1 by columns: row j of `inverse` is column j of N, from its diagonal on, with zeros before it in its tile.
+void invert_factor(const Group& g) {
+    const int64_t p = g.p;
+    const V *l = g.factor, *reciprocals = g.reciprocals;
+    V* n = g.inverse;
+    for (int64_t i = 0; i < p; i += TILE) {
+        for (int64_t j = 0; j <= i; j += TILE) {
+            V s[TILE][TILE] = {};
+            if (j < i) multiply(l + i * p, n + j * p, p, j, i, s);
+            for (int c = 0; c < TILE; ++c) {
+                for (int r = 0; r < TILE; ++r) {
+                    if (i == j && r <= c) {
+                        s[r][c] = r == c ? reciprocals[i + r] : V{};
+                    } else {
+                        for (int k = 0; k < r; ++k) s[r][c] += l[(i + r) * p + i + k] * s[k][c];
+                        s[r][c] = -s[r][c] * reciprocals[i + r];
+                    }
+                    n[(j + c) * p + i + r] = s[r][c];
+                }
+            }
+        }
+    }
+}
+
+// X = N^T N, whole, where L was.
+void multiply_inverses(const Group& g) {
+    const int64_t p = g.p;
+    const V* n = g.inverse;
+    V* x = g.factor;
+    for (int64_t i = 0; i < p; i += TILE) {
+        for (int64_t j = 0; j <= i; j += TILE) {
+            V s[TILE][TILE] = {};
+            multiply(n + i * p, n + j * p, p, i, p, s);
+            for (int r = 0; r < TILE; ++r)
+                for (int c = 0; c < TILE; ++c)
+                    if (i > j || c <= r) x[(i + r) * p + j + c] = x[(j + c) * p + i + r] = s[r][c];
+        }
+    }
+}
+
+// The traces of B and X, and the larger |B X v - v| for v of ones and of alternating signs.
+void look_at(const Group& g, V& trace_b, V& trace_x, V& worst) {
+    const int64_t m = g.m, p = g.p;
+    const V *b = g.b, *x = g.factor;
+    V *sums = g.sums, *differences = g.sums + p, by_ones = {}, by_signs = {};
+    trace_b = trace_x = V{};
+    for (int64_t i = 0; i < m; ++i) {
+        V even = {}, odd = {};
+        for (int64_t j = 0; j + 1 < m; j += 2) {
+            even += x[i * p + j];
+            odd += x[i * p + j + 1];
+        }
+        if (m % 2) even += x[i * p + m - 1];
+        sums[i] = even + odd;
+        differences[i] = even - odd;
+        trace_b += b[i * p + i];
+        trace_x += x[i * p + i];
+    }
+    for (int64_t i = 0; i < m; ++i) {
+        V one = {}, two = {};
+        for (int64_t j = 0; j < m; ++j) {
+            one += b[i * p + j] * sums[j];
+            two += b[i * p + j] * differences[j];
+        }
+        one -= 1.0;
+        two -= i % 2 ? -1.0 : 1.0;
+        by_ones += one * one;
+        by_signs += two * two;
+    }
+    for (int lane = 0; lane < LANES; ++lane)  // NaN must survive: it is what a failed member has
+        worst[lane] = std::sqrt(by_ones[lane] > by_signs[lane] || std::isnan(by_ones[lane]) ? by_ones[lane] : by_signs[lane]);
+}
+
+template <typename T> void store(const Group& g, T* out, int64_t count) {
+    const int64_t m = g.m, p = g.p;
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < m; ++j) {
+            const V x = g.factor[i * p + j];
+            for (int lane = 0; lane < LANES; ++lane)
+                if (lane < count) out[lane * m * m + i * m + j] = T(x[lane]);
+        }
+}
+
+template <typename T> void invert(const T* a, const double* ridge, int64_t batch, int64_t m, T* out, double* evidence, void* scratch) {
+    const int64_t p = (m + TILE - 1) / TILE * TILE;
+    V* memory = reinterpret_cast<V*>((reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t(63));
+    const Group g = {m, p, memory, memory + p * p, memory + 2 * p * p, memory + 3 * p * p, memory + 3 * p * p + p};
+    for (int64_t first = 0; first < batch; first += LANES) {
+        const int64_t count = batch - first < LANES ? batch - first : LANES;
+        load(g, a + first * m * m, ridge + first, count);
+        factorise(g);
+        invert_factor(g);
+        multiply_inverses(g);
+        V found[3];
+        look_at(g, found[0], found[1], found[2]);
+        for (int kind = 0; kind < 3; ++kind)
+            for (int64_t lane = 0; lane < count; ++lane) evidence[kind * batch + first + lane] = found[kind][lane];
+        store(g, out + first * m * m, count);
+    }
+}
+}  // namespace
+
+// `a` and `out` (batch, m, m), `ridge` (batch), `evidence` (3, batch): traces of B and X, and the miss; all contiguous.
+extern "C" {
+void softlinalg_invert_float(const float* a, const double* ridge, int64_t batch, int64_t m, float* out, double* evidence, void* scratch) {
+    invert(a, ridge, batch, m, out, evidence, scratch);
+}
+void softlinalg_invert_double(const double* a, const double* ridge, int64_t batch, int64_t m, double* out, double* evidence, void* scratch) {
+    invert(a, ridge, batch, m, out, evidence, scratch);
+}
+int64_t softlinalg_scratch_bytes(int64_t m) {
+    const int64_t p = (m + TILE - 1) / TILE * TILE;
+    return (3 * p * p + 3 * p) * int64_t(sizeof(V)) + 64;
+}
+}

@@ -1,0 +1,165 @@
+"""The compiled inverses: those of LAPACK to rounding, with the evidence of their certificate, and what happens where they cannot be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import softlinalg
+from softlinalg import _certificates, _cholesky_kernels, _compiled, _linalg
+
+COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))), None)
+compiled = pytest.mark.skipif(
+    COMPILER is None or os.environ.get("SOFTLINALG_COMPILED") == "0", reason="no C++ compiler here, or turned off"
+)
+
+
+def matrices(batch: int, m: int, seed: int = 0) -> np.ndarray:
+    """Gaussian kernel matrices, exactly symmetric."""
+    x = np.random.default_rng(seed).standard_normal((batch, m, 3))
+    a = np.exp(-((x[:, :, None, :] - x[:, None, :, :]) ** 2).sum(-1) / 2)
+    return (a + a.swapaxes(-1, -2)) / 2
+
+
+@pytest.fixture
+def unloaded() -> Iterator[None]:
+    """The module as it is before its first use, and after the test."""
+    _cholesky_kernels.load.cache_clear()
+    yield
+    _cholesky_kernels.load.cache_clear()
+
+
+@compiled
+def test_a_compiler_gives_kernels() -> None:
+    assert _cholesky_kernels.load() is not None, "see the log of softlinalg._cholesky_kernels"
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(m=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 16, 49, 64, 199, 200]), batch=st.integers(1, 9), ridge=st.sampled_from([0.01, 1.0, 1e6]))
+def test_inverses_and_their_evidence_are_right(dtype: type, m: int, batch: int, ridge: float) -> None:
+    _cholesky_kernels.load()
+    a = matrices(batch, m).astype(dtype)
+    ridges = ridge * np.linspace(1, 2, batch)
+    found = _cholesky_kernels.invert(a, ridges)
+    assert found is not None
+    inverse, evidence = found
+    b = a.astype(np.float64) + ridges[:, None, None] * np.eye(m)
+    assert inverse.dtype == dtype
+    np.testing.assert_array_equal(inverse, inverse.swapaxes(-1, -2))
+    # Cholesky's backward error, m eps times the condition, and rounding to the type that was asked for.
+    values = np.linalg.eigvalsh(b)
+    condition = (values[:, -1] / values[:, 0]).max()
+    expected = np.linalg.inv(b)
+    error = np.linalg.norm(inverse - expected, axis=(-2, -1)) / np.linalg.norm(expected, axis=(-2, -1))
+    assert error.max() <= 8 * m * 2.0**-52 * condition + np.finfo(dtype).eps
+    np_xp = _linalg.np
+    theirs = _certificates.cholesky_evidence(b, expected, xp=np_xp)
+    np.testing.assert_allclose(evidence[0], theirs.trace_b, rtol=m * 1e-15)
+    np.testing.assert_allclose(evidence[1], theirs.trace_x, rtol=m * 1e-15 * condition)
+    assert (evidence[2] <= 8 * m**1.5 * 2.0**-52 * condition).all()
+    certificate = _certificates.judge_cholesky(_certificates.CholeskyEvidence(*evidence), m, xp=np_xp)
+    assert (error <= certificate.residual + np.finfo(dtype).eps).all()
+
+
+@compiled
+def test_a_matrix_has_the_same_bits_in_every_batch() -> None:
+    _cholesky_kernels.load()
+    a, ridge = matrices(11, 10), np.linspace(0.01, 0.1, 11)
+    whole = _cholesky_kernels.invert(a, ridge)
+    assert whole is not None
+    for i in range(11):
+        alone = _cholesky_kernels.invert(a[i : i + 1], ridge[i : i + 1])
+        assert alone is not None
+        np.testing.assert_array_equal(alone[0][0], whole[0][i])
+        np.testing.assert_array_equal(alone[1][:, 0], whole[1][:, i])
+
+
+@compiled
+def test_what_has_no_factor_is_not_certified_and_leaves_the_others_alone() -> None:
+    _cholesky_kernels.load()
+    a = matrices(6, 9)
+    a[1] -= 2 * np.eye(9)  # indefinite
+    a[3, 4] = a[3, :, 4] = 0  # singular
+    a[4, 2, 2] = np.nan
+    found = _cholesky_kernels.invert(a, np.zeros(6))
+    assert found is not None
+    certificate = _certificates.judge_cholesky(_certificates.CholeskyEvidence(*found[1]), 9, xp=_linalg.np)
+    assert (certificate.residual < 1e-3).tolist() == [True, False, True, False, False, True]
+    clean = _cholesky_kernels.invert(a[[0, 2, 5]], np.zeros(3))
+    assert clean is not None
+    np.testing.assert_array_equal(found[0][[0, 2, 5]], clean[0])
+
+
+@compiled
+def test_ridge_inverse_uses_it_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    _cholesky_kernels.load()
+    served = []
+    real = _cholesky_kernels.invert
+
+    def spy(a: np.ndarray, ridge: np.ndarray) -> object:
+        found = real(a, ridge)
+        served.append(found is not None)
+        return found
+
+    monkeypatch.setattr(_cholesky_kernels, "invert", spy)
+    a = matrices(4, 12)
+    np.testing.assert_allclose(softlinalg.ridge_inverse(a, 0.5), np.linalg.inv(a + 0.5 * np.eye(12)), rtol=1e-12, atol=1e-13)
+    softlinalg.ridge_inverse(a[:0], 0.5)
+    softlinalg.ridge_inverse(matrices(1, 201), 0.5)
+    assert served == [True, False]
+    # An indefinite member is found out, and the general way decides: by an eigendecomposition, which has no need of signs.
+    a[2] -= 5 * np.eye(12)
+    shifted = a + 0.5 * np.eye(12)
+    np.testing.assert_allclose(softlinalg.ridge_inverse(a, 0.5) @ shifted, np.broadcast_to(np.eye(12), a.shape), atol=1e-10)
+
+
+# -------------------------------------------------------------------------------------- where there is no compiler
+def test_small_batches_do_not_call_the_compiler(unloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compiled, "library", lambda *_: pytest.fail("the compiler was called"))
+    assert _cholesky_kernels.invert(matrices(2, 10), np.ones(2)) is None
+
+
+def test_without_a_compiler_it_says_so_once_and_goes_on(
+    unloaded: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")  # a program that fails, whatever it is asked
+    monkeypatch.setattr(_cholesky_kernels, "_WORTH_COMPILING", 0)
+    a = matrices(3, 8)
+    with caplog.at_level(logging.INFO, logger="softlinalg._cholesky_kernels"):
+        found = [softlinalg.ridge_inverse(a, 0.1) for _ in range(2)]
+    assert [record.message[:35] for record in caplog.records] == ["compiled Cholesky is not available,"]
+    for inverse in found:
+        np.testing.assert_allclose(inverse, np.linalg.inv(a + 0.1 * np.eye(8)), rtol=1e-10, atol=1e-11)
+
+
+def test_the_environment_turns_it_off(unloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTLINALG_COMPILED", "0")
+    assert _cholesky_kernels.load() is None
+
+
+def test_a_cache_that_others_can_write_to_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "softlinalg").mkdir()
+    (tmp_path / "softlinalg").chmod(0o777)
+    with pytest.raises(RuntimeError, match="others may write"):
+        _compiled._cache()
+
+
+@compiled
+def test_compiled_code_with_other_results_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = _cholesky_kernels.load()
+    assert kernels is not None
+    real = _cholesky_kernels._call
+    monkeypatch.setattr(_cholesky_kernels, "_call", lambda *given: (real(*given)[0] * 1.001, real(*given)[1]))
+    with pytest.raises(RuntimeError, match="other results"):
+        _cholesky_kernels._check(kernels)
