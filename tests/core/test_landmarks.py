@@ -494,7 +494,7 @@ def test_accelerated_rpcholesky_has_the_law_of_the_plain_one(proposals, monkeypa
         return tuple(state.pivots)
 
     law = exact_law(matrix, 3)
-    check_law(law, draw, 4500)
+    check_law(law, draw, 8000)
 
 
 @pytest.mark.parametrize("proposals", [2, 64])
@@ -507,7 +507,7 @@ def test_plus_plus_seeds_have_the_law_of_the_plain_algorithm(proposals, monkeypa
         law[(first, second, third)] = 0.25 * squares[first, second] / squares[first].sum() * after[third] / after.sum()
     monkeypatch.setattr(_landmark_clusters, "PROPOSALS", proposals)
     rows = Rows(x, xp=np)
-    check_law(law, lambda seed: tuple(plus_plus_seeds(rows, 3, rng=np.random.default_rng(seed)).tolist()), 3000)
+    check_law(law, lambda seed: tuple(plus_plus_seeds(rows, 3, rng=np.random.default_rng(seed)).tolist()), 8000)
 
 
 def test_weights_of_zero_are_never_drawn():

@@ -51,7 +51,7 @@ def test_attention_as_onnx_with_open_batch_and_tokens(tmp_path):
     model = SoftAttention(16, 2, landmarks=4, grid_dims=1)
     path = tmp_path / "attention.onnx"
     with pytest.raises(ConvergenceError, match="tol=1e-12") as caught:  # refuses what is not as near as was asked for
-        export_onnx(model, path, torch.randn(3, 21, 16), steps=14, tol=1e-12)
+        export_onnx(model, path, torch.randn(3, 21, 16), steps=20, tol=1e-12)
     report = caught.value.info
     assert report.path == str(path)
     assert {size[1] for size in report.sizes} == {14, 21, 28}
