@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _attention_blocks, _certificates, _cholesky_kernels, _inputs, _iterations, _linalg
+from softlinalg import _arrays, _attention_blocks, _certificates, _inputs, _iterations, _linalg, _native
 from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
 from softlinalg._kernel_distances import GaussianColumns, mirror
 from softlinalg._newton_pinv import newton_pinv
@@ -127,7 +127,7 @@ def _cholesky(wide: Array, ridge: float, *, xp: Namespace) -> tuple[Array, _cert
     """(W + ridge I)^-1 and the evidence for its certificate, by compiled code where that serves."""
     if _arrays.is_numpy(wide) and wide.ndim > 2:
         flat = xp.reshape(wide, (math.prod(wide.shape[:-2]), *wide.shape[-2:]))
-        quick = _cholesky_kernels.invert(flat, xp.full(flat.shape[0], ridge, dtype=xp.float64))
+        quick = _native.invert(flat, xp.full(flat.shape[0], ridge, dtype=xp.float64))
         if quick is not None:
             evidence = xp.reshape(quick[1], (3, *wide.shape[:-2]))
             return xp.reshape(quick[0], wide.shape), _certificates.CholeskyEvidence(*evidence)

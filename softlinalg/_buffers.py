@@ -7,7 +7,7 @@ import sys
 
 import array_api_compat as compat
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _native
 from softlinalg._typing import Array, Namespace
 
 __all__ = [
@@ -41,6 +41,8 @@ def clamped_exp_in_place(block: Array, lowest: float, unit: float = 1.0) -> None
         block.clamp_(lowest * unit, 0.0)
         block = block.exp2_() if unit != 1.0 else block.exp_()
         sys.modules["torch"].threshold_(block, floor, 0.0)
+        return
+    if _arrays.is_numpy(block) and _native.clamped_exp_in_place(block, lowest):
         return
     xp = compat.array_namespace(block)
     with _arrays.quiet(block):

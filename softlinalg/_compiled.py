@@ -35,10 +35,21 @@ def library(source: Path, optimization: str) -> ctypes.CDLL:
         message = "there is no C++ compiler (g++, clang++ or c++, or the one that CXX names)"
         raise RuntimeError(message)
     flags = (*_FLAGS, optimization)
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    # A home directory may be shared by machines of different kinds: the code is for one processor.
-    identity = "\0".join((source.read_text(encoding="utf-8"), version, " ".join(flags), platform.machine(), _processor()))
-    target = _cache() / f"{source.stem.strip('_')}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
+    found = Path(shutil.which(compiler) or compiler).resolve()
+    status = found.stat()
+    # A home directory may be shared by machines of different kinds: the code is for one processor. Asking the compiler for its
+    # version would take longer than loading the code.
+    identity = (
+        source.read_text(encoding="utf-8"),
+        str(found),
+        str(status.st_size),
+        str(status.st_mtime_ns),
+        *flags,
+        platform.machine(),
+        _processor(),
+    )
+    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:24]
+    target = _cache() / f"{source.stem.strip('_')}-{digest}.so"
     if not target.exists():
         _compile(compiler, flags, source, target)
     return ctypes.CDLL(str(target))

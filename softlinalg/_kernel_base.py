@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from softlinalg import _arrays, _inputs
+from softlinalg import _arrays, _inputs, _native
 from softlinalg._kernel_distances import DifferenceColumns, GaussianColumns, check_points, inverse_scale, mirror
 from softlinalg._kernel_length_scales import checked_length_scale, median_length_scale
 from softlinalg._kernel_products import rows_per_block
@@ -127,6 +127,8 @@ class StationaryKernel:
     def _finish(self, block: Array, *, xp: Namespace) -> None:
         """The same in place. Two reductions tell whether anything must be clamped: they cost a tenth of the exponentials."""
         lowest = _lowest_exponent(block.dtype)
+        if _arrays.is_numpy(block) and _native.clamped_exp_in_place(block, lowest):
+            return
         smallest, largest = _arrays.to_float(xp.min(block)), _arrays.to_float(xp.max(block))
         if largest > 0:  # rounding, at points that coincide
             xp.minimum(block, xp.zeros_like(block[:1, :1]), out=block)

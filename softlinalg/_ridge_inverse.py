@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softlinalg import _arrays, _certificates, _cholesky_kernels, _inputs, _inversion, _iterations, _linalg
+from softlinalg import _arrays, _certificates, _inputs, _inversion, _iterations, _linalg, _native
 from softlinalg._inversion import Attempt, CertifiedInverse, InverseMethod, Outcome, Settings
 from softlinalg._settings import flag
 from softlinalg._typing import Array, Namespace
@@ -218,7 +218,7 @@ def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Nam
         return None
     host, host_xp = _arrays.host_view(flat, xp=xp)
     host_ridge, _ = _arrays.host_view(ridge, xp=xp)
-    quick = None if _arrays.is_complex(host.dtype) else _cholesky_kernels.invert(host, host_ridge)
+    quick = None if _arrays.is_complex(host.dtype) else _native.invert(host, host_ridge)
     if quick is not None:
         value, joined = quick[0], _certificates.CholeskyEvidence(*quick[1])
     else:

@@ -21,8 +21,8 @@ PACKAGE = Path(softlinalg.__file__).parent
 
 ROWS = [
     {"errors", "_typing"},
-    {"_arrays", "_inputs", "_linalg", "_buffers", "_settings", "_memory", "_rng", "_compiled"},
-    {"_kernel*", "_iterations", "_filters", "_certificates*", "_cholesky_kernels"},
+    {"_arrays", "_inputs", "_linalg", "_buffers", "_settings", "_memory", "_rng", "_compiled", "_native"},
+    {"_kernel*", "_iterations", "_filters", "_certificates*"},
     {"_pinv", "_inversion", "_newton_pinv", "_ridge_inverse", "_landmark*"},
     {"_nystrom*"},
     {"_ridge_regression", "_ridge_sums", "_ridge_length_scales", "_ridge_landmarks", "_conjugate_gradients", "_spectral"},
@@ -32,10 +32,8 @@ ROWS = [
 
 FAMILIES = [
     {"errors", "_typing"},
-    {"_arrays", "_inputs", "_linalg", "_buffers", "_settings", "_memory"},
+    {"_arrays", "_inputs", "_linalg", "_buffers", "_settings", "_memory", "_native", "_compiled"},
     {"_rng"},
-    {"_compiled"},
-    {"_cholesky_kernels"},
     {"_kernel*"},
     {"_iterations", "_filters"},
     {"_certificates*"},
@@ -59,7 +57,7 @@ FRAMEWORKS = {"torch", "jax", "cupy", "sklearn", "dask"}
 
 NUMPY_ALLOWED = {
     "_settings": "True and False of NumPy",
-    "_cholesky_kernels": "compiled code in the memory of NumPy's arrays",
+    "_native": "compiled code in the memory of NumPy's arrays",
     "_arrays": "knows array libraries",
     "_inputs": "knows array libraries: numbers and arrays as people pass them",
     "_linalg": "knows array libraries: calls LAPACK where they lack it",

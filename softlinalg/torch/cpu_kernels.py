@@ -19,7 +19,7 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from softlinalg import _attention_blocks, _buffers, _cholesky_kernels, _compiled
+from softlinalg import _attention_blocks, _buffers, _compiled, _native
 from softlinalg._attention_blocks import Columns, Forward, Gradients
 
 __all__ = ["Kernels", "attend", "attend_vjp", "kernels_for"]
@@ -106,7 +106,7 @@ def load() -> Kernels | None:
     if _compiled.is_turned_off():
         return None
     try:
-        _cholesky_kernels.load()  # the inverse of the landmarks' kernel matrix is the other half of the work
+        _native.load()  # the inverse of the landmarks' kernel matrix is the other half of the work
         kernels = _bind(_compiled.library(Path(__file__).with_suffix(".cpp"), "-O2"))
         _check(kernels)
     except _compiled.FAILURES as error:

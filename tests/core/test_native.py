@@ -1,4 +1,4 @@
-"""The compiled inverses: those of LAPACK to rounding, with the evidence of their certificate, and what happens where they cannot be."""
+"""The compiled exponentials and inverses: right to rounding, with the evidence of certificates; and what happens where they cannot be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import softlinalg
-from softlinalg import _certificates, _cholesky_kernels, _compiled, _linalg
+from softlinalg import _certificates, _compiled, _linalg, _native
 
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))), None)
 compiled = pytest.mark.skipif(
@@ -32,24 +32,84 @@ def matrices(batch: int, m: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture
 def unloaded() -> Iterator[None]:
     """The module as it is before its first use, and after the test."""
-    _cholesky_kernels.load.cache_clear()
+    _native.load.cache_clear()
     yield
-    _cholesky_kernels.load.cache_clear()
+    _native.load.cache_clear()
 
 
 @compiled
 def test_a_compiler_gives_kernels() -> None:
-    assert _cholesky_kernels.load() is not None, "see the log of softlinalg._cholesky_kernels"
+    assert _native.load() is not None, "see the log of softlinalg._native"
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exponentials_are_right_to_the_last_place_or_two(dtype: type) -> None:
+    lowest = 0.5 * np.log(np.finfo(dtype).tiny)
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [rng.uniform(1.01 * lowest, 0.5, 100_000), -rng.exponential(1.0, 100_000), -np.logspace(-9, 2, 1000), [0, -0.0, np.inf, -np.inf]]
+    )
+    x = x.astype(dtype)
+    found = x.copy()
+    assert _native.clamped_exp_in_place(found, lowest)
+    with np.errstate(over="ignore"):
+        expected = np.exp(np.minimum(x, 0).astype(np.longdouble))
+    kept = x > dtype(lowest)
+    np.testing.assert_array_equal(found[~kept], 0)
+    error = np.abs(found[kept] - expected[kept]) / np.spacing(expected[kept].astype(dtype))
+    assert error.max() <= 1.5
+    assert (found[x >= 0] == 1).all()
+    nothing = np.array([np.nan], dtype=dtype)
+    assert _native.clamped_exp_in_place(nothing, lowest)
+    assert np.isnan(nothing).all()
+
+
+@compiled
+@given(start=st.integers(0, 40), count=st.integers(1, 80), dtype=st.sampled_from([np.float32, np.float64]))
+def test_an_exponential_has_the_same_bits_wherever_it_stands(start: int, count: int, dtype: type) -> None:
+    x = -np.linspace(0, 30, 120, dtype=dtype)
+    whole, part = x.copy(), x[start : start + count].copy()
+    assert _native.clamped_exp_in_place(whole, -25.0)
+    assert _native.clamped_exp_in_place(part, -25.0)
+    np.testing.assert_array_equal(part, whole[start : start + count])
+
+
+@compiled
+def test_columns_of_a_wider_block_are_taken_alone() -> None:
+    wide = -np.linspace(0, 30, 60).reshape(5, 12)
+    expected = wide.copy()
+    whole = wide.copy()
+    assert _native.clamped_exp_in_place(whole, -25.0)
+    assert _native.clamped_exp_in_place(wide[:, 3:10], -25.0)
+    expected[:, 3:10] = whole[:, 3:10]
+    np.testing.assert_array_equal(wide, expected)
+
+
+@compiled
+def test_blocks_that_are_no_memory_of_its_own_are_left_alone() -> None:
+    x = np.zeros((4, 6))
+    x.flags.writeable = False
+    for block in (
+        x,
+        np.zeros((4, 6))[:, ::2],
+        np.zeros((4, 6))[::-1],
+        np.zeros((4, 6)).T,
+        np.zeros(4, dtype=np.float16),
+        np.zeros(4, dtype=">f8"),
+        np.zeros(4, dtype=int),
+    ):
+        assert not _native.clamped_exp_in_place(block, -10.0)
 
 
 @compiled
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(m=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 16, 49, 64, 199, 200]), batch=st.integers(1, 9), ridge=st.sampled_from([0.01, 1.0, 1e6]))
 def test_inverses_and_their_evidence_are_right(dtype: type, m: int, batch: int, ridge: float) -> None:
-    _cholesky_kernels.load()
+    _native.load()
     a = matrices(batch, m).astype(dtype)
     ridges = ridge * np.linspace(1, 2, batch)
-    found = _cholesky_kernels.invert(a, ridges)
+    found = _native.invert(a, ridges)
     assert found is not None
     inverse, evidence = found
     b = a.astype(np.float64) + ridges[:, None, None] * np.eye(m)
@@ -72,12 +132,12 @@ def test_inverses_and_their_evidence_are_right(dtype: type, m: int, batch: int, 
 
 @compiled
 def test_a_matrix_has_the_same_bits_in_every_batch() -> None:
-    _cholesky_kernels.load()
+    _native.load()
     a, ridge = matrices(11, 10), np.linspace(0.01, 0.1, 11)
-    whole = _cholesky_kernels.invert(a, ridge)
+    whole = _native.invert(a, ridge)
     assert whole is not None
     for i in range(11):
-        alone = _cholesky_kernels.invert(a[i : i + 1], ridge[i : i + 1])
+        alone = _native.invert(a[i : i + 1], ridge[i : i + 1])
         assert alone is not None
         np.testing.assert_array_equal(alone[0][0], whole[0][i])
         np.testing.assert_array_equal(alone[1][:, 0], whole[1][:, i])
@@ -85,32 +145,32 @@ def test_a_matrix_has_the_same_bits_in_every_batch() -> None:
 
 @compiled
 def test_what_has_no_factor_is_not_certified_and_leaves_the_others_alone() -> None:
-    _cholesky_kernels.load()
+    _native.load()
     a = matrices(6, 9)
     a[1] -= 2 * np.eye(9)  # indefinite
     a[3, 4] = a[3, :, 4] = 0  # singular
     a[4, 2, 2] = np.nan
-    found = _cholesky_kernels.invert(a, np.zeros(6))
+    found = _native.invert(a, np.zeros(6))
     assert found is not None
     certificate = _certificates.judge_cholesky(_certificates.CholeskyEvidence(*found[1]), 9, xp=_linalg.np)
     assert (certificate.residual < 1e-3).tolist() == [True, False, True, False, False, True]
-    clean = _cholesky_kernels.invert(a[[0, 2, 5]], np.zeros(3))
+    clean = _native.invert(a[[0, 2, 5]], np.zeros(3))
     assert clean is not None
     np.testing.assert_array_equal(found[0][[0, 2, 5]], clean[0])
 
 
 @compiled
 def test_ridge_inverse_uses_it_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    _cholesky_kernels.load()
+    _native.load()
     served = []
-    real = _cholesky_kernels.invert
+    real = _native.invert
 
     def spy(a: np.ndarray, ridge: np.ndarray) -> object:
         found = real(a, ridge)
         served.append(found is not None)
         return found
 
-    monkeypatch.setattr(_cholesky_kernels, "invert", spy)
+    monkeypatch.setattr(_native, "invert", spy)
     a = matrices(4, 12)
     np.testing.assert_allclose(softlinalg.ridge_inverse(a, 0.5), np.linalg.inv(a + 0.5 * np.eye(12)), rtol=1e-12, atol=1e-13)
     softlinalg.ridge_inverse(a[:0], 0.5)
@@ -123,28 +183,22 @@ def test_ridge_inverse_uses_it_where_it_serves(monkeypatch: pytest.MonkeyPatch) 
 
 
 # -------------------------------------------------------------------------------------- where there is no compiler
-def test_small_batches_do_not_call_the_compiler(unloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_compiled, "library", lambda *_: pytest.fail("the compiler was called"))
-    assert _cholesky_kernels.invert(matrices(2, 10), np.ones(2)) is None
-
-
 def test_without_a_compiler_it_says_so_once_and_goes_on(
     unloaded: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")  # a program that fails, whatever it is asked
-    monkeypatch.setattr(_cholesky_kernels, "_WORTH_COMPILING", 0)
     a = matrices(3, 8)
-    with caplog.at_level(logging.INFO, logger="softlinalg._cholesky_kernels"):
+    with caplog.at_level(logging.INFO, logger="softlinalg._native"):
         found = [softlinalg.ridge_inverse(a, 0.1) for _ in range(2)]
-    assert [record.message[:35] for record in caplog.records] == ["compiled Cholesky is not available,"]
+    assert [record.message[:31] for record in caplog.records] == ["compiled code is not available,"]
     for inverse in found:
         np.testing.assert_allclose(inverse, np.linalg.inv(a + 0.1 * np.eye(8)), rtol=1e-10, atol=1e-11)
 
 
 def test_the_environment_turns_it_off(unloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOFTLINALG_COMPILED", "0")
-    assert _cholesky_kernels.load() is None
+    assert _native.load() is None
 
 
 def test_a_cache_that_others_can_write_to_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -157,9 +211,9 @@ def test_a_cache_that_others_can_write_to_is_not_used(monkeypatch: pytest.Monkey
 
 @compiled
 def test_compiled_code_with_other_results_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = _cholesky_kernels.load()
+    kernels = _native.load()
     assert kernels is not None
-    real = _cholesky_kernels._call
-    monkeypatch.setattr(_cholesky_kernels, "_call", lambda *given: (real(*given)[0] * 1.001, real(*given)[1]))
+    real = _native._call
+    monkeypatch.setattr(_native, "_call", lambda *given: (real(*given)[0] * 1.001, real(*given)[1]))
     with pytest.raises(RuntimeError, match="other results"):
-        _cholesky_kernels._check(kernels)
+        _native._check(kernels)
