@@ -21,6 +21,7 @@ from typing import Any
 from softlinalg import __version__
 from softlinalg._cli_probe import MARK, MODULES
 from softlinalg._memory import host_memory
+from softlinalg._native import loaded_or_why_not
 
 __all__ = ["examine", "known_problems", "run", "table"]
 
@@ -63,12 +64,14 @@ def examine(names: Sequence[str] = tuple(MODULES), *, timeout: float = TIMEOUT) 
     Returns
     -------
     dict
-        Ready for JSON: `softlinalg`, `python`, `system`, `processors`, `memory`, `environment`, `packages`, `problems`, `healthy`.
+        Ready for JSON: `softlinalg`, `python`, `system`, `processors`, `memory`, `environment`, `packages`, `compiled`,
+        `problems`, `healthy`.
     """
     installed = {name: _installed_version(name) for name in names}
     present = [name for name in names if installed[name] is not None]
     with ThreadPoolExecutor(max_workers=2) as pool:  # imports wait for the disk about as long as for the processor
         probed = dict(zip(present, pool.map(lambda name: _probe(name, timeout), present), strict=True))
+    kernels, reason = loaded_or_why_not()
     findings: dict[str, Any] = {
         "softlinalg": {"version": __version__, "metadata": _installed_version("softlinalg")},
         "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
@@ -77,6 +80,7 @@ def examine(names: Sequence[str] = tuple(MODULES), *, timeout: float = TIMEOUT) 
         "memory": {"process": host_memory(), "container": _container_memory()},
         "environment": {key: os.environ[key] for key in sorted(os.environ) if re.fullmatch(r"(OMP|OPENBLAS|MKL|BLIS)_NUM_THREADS", key)},
         "packages": {name: probed.get(name) for name in names},
+        "compiled": {"works": kernels is not None, "reason": reason},
     }
     findings["problems"] = list(known_problems(findings, _requirements()))
     findings["healthy"] = all(problem["level"] != "broken" for problem in findings["problems"])
@@ -162,6 +166,9 @@ def known_problems(findings: dict[str, Any], requirements: dict[str, str]) -> It
     yield from _thread_problems(findings)
     yield from _library_problems(packages)
     yield from _machine_problems(findings)
+    if not findings["compiled"]["works"]:
+        text = f"kernel values, small inverses and attention on the CPU take about twice as long: {findings['compiled']['reason']}"
+        yield _problem("note", "compiled code", text, "install g++ or clang++ (or name one in CXX)")
 
 
 def _problem(level: str, about: str, text: str, remedy: str) -> dict[str, str]:
@@ -290,6 +297,7 @@ def table(findings: dict[str, Any]) -> str:
         ("processors", f"{processors['usable']} usable of {processors['machine']}"),
         ("memory", f"{_gigabytes(memory['process'])} for this process{limit}"),
         ("threads", threads),
+        ("compiled code", "works" if findings["compiled"]["works"] else "none"),
         *((name, _package_line(name, found)) for name, found in findings["packages"].items()),
     ]
     width = max(len(label) for label, _ in rows)

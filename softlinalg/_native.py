@@ -16,7 +16,7 @@ import numpy as np
 
 from softlinalg import _compiled
 
-__all__ = ["clamped_exp_in_place", "invert", "load"]
+__all__ = ["clamped_exp_in_place", "invert", "load", "loaded_or_why_not"]
 
 _log = logging.getLogger(__name__)
 
@@ -85,16 +85,23 @@ def _call(kernels: ctypes.CDLL, a: _Array, ridge: _Array) -> tuple[_Array, _Arra
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The code, compiled if it has not been yet; None, logged, where that cannot be."""
+    kernels, reason = loaded_or_why_not()
+    if kernels is None:
+        _log.info("compiled code is not available, NumPy and LAPACK serve in its place: %s", reason)
+    return kernels
+
+
+def loaded_or_why_not() -> tuple[ctypes.CDLL | None, str]:
+    """The code, checked, or the reason why there is none."""
     if _compiled.is_turned_off():
-        return None
+        return None, "SOFTLINALG_COMPILED=0 turns it off"
     try:
         kernels = _compiled.library(Path(__file__).with_suffix(".cpp"), "-O3")
         _bind(kernels)
         _check(kernels)
     except _compiled.FAILURES as error:
-        _log.info("compiled code is not available, NumPy and LAPACK serve in its place: %s", error)
-        return None
-    return kernels
+        return None, str(error)
+    return kernels, ""
 
 
 def _bind(kernels: ctypes.CDLL) -> None:

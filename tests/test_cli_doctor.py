@@ -20,6 +20,7 @@ SOUND: dict[str, Any] = {
     "processors": {"machine": 8, "usable": 4},
     "memory": {"process": 8 * 10**9, "container": None},
     "environment": {},
+    "compiled": {"works": True, "reason": ""},
     "packages": {
         "numpy": {
             "version": "2.4.6",
@@ -55,6 +56,7 @@ def test_a_sound_installation_has_no_problems() -> None:
     ("change", "level", "words"),
     [
         (("packages/numpy", None), "broken", "not installed, but needed"),
+        (("compiled", {"works": False, "reason": "there is no C++ compiler"}), "note", "there is no C++ compiler"),
         (("packages/torch", None), "note", "not installed (optional)"),
         (("packages/cupy", None), "note", "for GPUs"),
         (("packages/jax", {"error": "ImportError: no jaxlib"}), "broken", "cannot be used: ImportError: no jaxlib"),
