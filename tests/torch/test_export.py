@@ -38,7 +38,8 @@ def test_a_copy_that_inverts_by_products_gives_the_same_numbers():
 def test_an_exported_attention_takes_any_number_of_tokens():
     torch.manual_seed(0)
     model = SoftAttention(16, 2, landmarks=4, grid_dims=1).eval()
-    dims = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("tokens", min=4, max=4096)}
+    # Their product times the bytes of a token is above what a check of the memory would let pass without a question.
+    dims = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("tokens", min=4, max=2**20)}
     program = torch.export.export(model, (torch.randn(3, 20, 16),), dynamic_shapes=(dims,)).module()
     for shape in ((2, 7), (3, 20), (5, 33)):
         x = torch.randn(*shape, 16)
