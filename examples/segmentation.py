@@ -5,7 +5,7 @@ another. Each kind has a colour that it mostly comes near to, and that others co
 not yet the outlines. The backbone is a small `SoftBackbone`, which UperNet takes as any other through its configuration. The picture
 shows the mean intersection over union on pictures that were not trained on, and what the network sees in four of them.
 
-    python examples/segmentation.py [--steps 150] [--output segmentation.png] [--quick]
+    python examples/segmentation.py [--steps 400] [--output segmentation.png] [--quick]
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def overlaps(found: Tensor, classes: Tensor) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--side", type=int, default=64, help="of the pictures, in pixels")
     parser.add_argument("--seed", type=int, default=0)
