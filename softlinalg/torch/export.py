@@ -128,7 +128,10 @@ def export_onnx(
         parameter = next(copied.parameters())
         example = torch.randn(2, getattr(copied, "in_chans", 3), 256, 224, dtype=parameter.dtype, device=parameter.device)
     axes = _axes(func, example, dynamic)
-    program = torch.onnx.export(copied, (example,), dynamo=True, dynamic_shapes=(_shapes(example, axes),), verbose=False)
+    shapes = (_shapes(example, axes),)
+    # Given a module, torch.onnx would try other ways to trace it where this one fails: minutes, and the message of the last of them.
+    traced = torch.export.export(copied, (example,), dynamic_shapes=shapes, strict=False)
+    program = torch.onnx.export(traced, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False)
     assert program is not None
     program.save(target)
     report = _compared(copy.deepcopy(model).eval(), target, example, axes)

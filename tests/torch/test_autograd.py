@@ -65,6 +65,18 @@ def test_attention_is_differentiable_twice_in_both_modes(settings, keys):
     assert gradgradcheck(f, arguments, check_fwd_over_rev=True, fast_mode=True)
 
 
+@pytest.mark.parametrize("settings", [{}, {"normalization": "symmetric"}], ids=["plain", "symmetric"])
+def test_a_gradient_that_is_recorded_is_the_one_that_is_not(settings):
+    # Landmarks come from the queries here: their part must not be counted twice.
+    q, v, _ = tokens(3)
+    found, expected = (
+        torch.autograd.grad(soft_attention(q, v, q[:, :, ::2], **settings).sin().sum(), (q, v), create_graph=recorded)
+        for recorded in (True, False)
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("keys", [None, 5])
 def test_attention_with_hidden_keys_is_differentiable(keys):
     arguments = tokens(2, n=6, m=3, d=2, keys=keys)
