@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import softlinalg
+import softlinalg.torch as st
 from softlinalg import Gaussian, errors
 from softlinalg.sklearn import NystromRidge, NystromRidgeClassifier
 from softlinalg.testing import assertions, build_attention, build_matrix, gallery, suites
@@ -155,8 +156,60 @@ KIT: dict[str, Refusal] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "kind", "message"), [*CORE.values(), *ESTIMATORS.values(), *KIT.values()],
-                         ids=[*CORE, *(f"estimators: {name}" for name in ESTIMATORS), *(f"kit: {name}" for name in KIT)])  # fmt: skip
+Q = torch.tensor(RNG.normal(size=(1, 2, 6, 4)))
+IMAGE = torch.tensor(RNG.normal(size=(1, 12, 4)))
+
+
+def attend(q: Any = Q, **settings: Any) -> Any:
+    return st.soft_attention(q, Q, Q[..., :3, :], **settings)
+
+
+TORCH: dict[str, Refusal] = {
+    "an array": (lambda: attend(Q.numpy()), errors.DTypeError, r"soft_attention: q must be a tensor; got ndarray. Pass torch.as_tensor\(q\)."),
+    "a sparse tensor": (
+        lambda: attend(Q.to_sparse()), errors.DTypeError, r"soft_attention: q must be a dense tensor; got a .*sparse.* one. Pass q.to_dense"),
+    "eight bits": (
+        lambda: attend(Q.to(torch.float8_e4m3fn)), errors.DTypeError,
+        "soft_attention: q must hold real numbers of 16 bits or more; got dtype .*float8.*. Convert it: q.float"),
+    "a mask in a list": (
+        lambda: attend(key_padding_mask=[True] * 6), errors.DTypeError,
+        "soft_attention: key_padding_mask must be a boolean tensor; got list. Pass torch.as_tensor"),
+    "a gradient without its inverse": (
+        lambda: attend(gradient="published", inverse="exact"), errors.ParameterError,
+        "soft_attention: gradient 'published' must go with inverse='published'; got inverse='exact'. Use gradient='exact'."),
+    "a mask of queries": (
+        lambda: st.clustered_softmax_attention(Q, Q, Q, count=2, query_padding_mask=[True]), errors.DTypeError,
+        "clustered_softmax_attention: query_padding_mask must be a boolean tensor; got list. True hides."),
+    "a mask of other queries": (
+        lambda: st.clustered_softmax_attention(Q, Q, Q, count=2, query_padding_mask=torch.ones(1, 5, dtype=torch.bool)), errors.ShapeError,
+        r"clustered_softmax_attention: query_padding_mask must have shape \(1, 6\); got \(1, 5\). Pass"),
+    "a number of landmarks": (
+        lambda: st.SoftAttention(4, num_heads=2, landmarks=0), errors.ParameterError, "SoftAttention: landmarks must be a whole number of at least 1 or 'ratio'; got 0. The default is 49."),
+    "a grid": (
+        lambda: st.SoftAttention(4, num_heads=2, landmarks=4).double()(IMAGE, (2, 3, 2)), errors.ShapeError,
+        r"grid must be one or two whole numbers; got \(2, 3, 2\). Pass \(rows, columns\)."),
+    "a model": (lambda: st.diagnose(3), errors.SoftlinalgError, "model must be a module of PyTorch; got 3. Pass a SoftBackbone"),
+    "an entry": (
+        lambda: st.load_published_weights(torch.nn.Linear(3, 2), {"weight": torch.zeros(2, 3)}, entry=3), errors.ParameterError,
+        "load_published_weights: entry must be None or a name; got 3. Leave it out."),
+    "missing weights": (
+        lambda: st.load_published_weights(torch.nn.Linear(3, 2), {"weight": torch.zeros(2, 3)}), errors.CheckpointError, "load_published_weights: "),
+    "weights without numbers": (
+        lambda: st.load_published_weights(torch.nn.Linear(3, 2), {"weight": torch.zeros(2, 3, device="meta"), "bias": torch.zeros(2)}),
+        errors.CheckpointError, "load_published_weights: weights must hold numbers; got a tensor on the meta device in 'weight'. Save real ones."),
+}  # fmt: skip
+
+
+def test_suites_report_functions_that_return_no_matrix() -> None:
+    """A suite goes on to its end, and says of each law why it fails."""
+    for result, words in ((None, "result has the shape (), not (1, 1)"), (np.full((1, 1), "a"), "result has the data type <U1")):
+        report = suites.kernel(lambda x, y=None, *, length_scale, result=result: result, cases=1, profile="smoke")
+        assert not report.passed
+        assert words in str(report)
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), [*CORE.values(), *ESTIMATORS.values(), *TORCH.values(), *KIT.values()],
+                         ids=[*CORE, *(f"estimators: {name}" for name in ESTIMATORS), *(f"torch: {name}" for name in TORCH), *(f"kit: {name}" for name in KIT)])  # fmt: skip
 def test_a_refusal_says_what_came_and_what_to_do(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call()
