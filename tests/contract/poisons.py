@@ -280,6 +280,7 @@ def convert(entry: Public, arguments: Arguments) -> Arguments:
 def poison(entry: Public, rng: np.random.Generator) -> tuple[Arguments, tuple[str, ...]]:
     """A call with one argument spoiled, or two; and which."""
     arguments = entry.make(rng)
+    valid = dict(arguments)
     names = [*entry.arrays, *entry.settings]
     if not names:
         return arguments, ()
@@ -292,7 +293,7 @@ def poison(entry: Public, rng: np.random.Generator) -> tuple[Arguments, tuple[st
             is_mask = entry.settings[name] == "mask" and isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
             arguments[name] = torch.tensor(value) if entry.is_torch and is_mask else value
             continue
-        given, numbers = arguments.get(name), [value for value in arguments.values() if isinstance(value, np.ndarray)]
+        given, numbers = valid.get(name), [value for value in valid.values() if isinstance(value, np.ndarray)]
         base = given if isinstance(given, np.ndarray) else numbers[0] if numbers else np.ones((2, 3))
         arguments[name] = (tensor if entry.is_torch else array)(base, rng, huge=entry.whole)
     untouched = convert(entry, {name: value for name, value in arguments.items() if name not in chosen})
