@@ -27,7 +27,7 @@ from softlinalg.testing import (
 )
 
 # -------------------------------------------------------------------------------------------- scikit-learn
-VALIDATION = (ValueError, TypeError)
+VALIDATION = (ValueError, TypeError, OverflowError)
 """scikit-learn's own validation of X and y speaks first, in its own words."""
 ESTIMATOR = {
     "kernel": "kernel", "length_scale": "scale", "landmarks": "landmarks", "tol": "tol", "random_state": "rng",

@@ -45,7 +45,7 @@ class NoKernel:
         return self.values(x, x if y is None else y)
 
     def diagonal(self, x: Any) -> Any:
-        return np.ones(len(x))
+        return np.ones(x.shape[0])
 
 
 JUNK: tuple[Any, ...] = (
@@ -68,9 +68,9 @@ def _moderate(value: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ settings
 KERNELS: tuple[Any, ...] = (
     Gaussian("median"), Gaussian((1.0, 2.0)), Gaussian(1e-300), Gaussian(1e300), Gaussian, Laplacian(1e-3), Matern(2.0, nu=2.5),
-    NoKernel(lambda x, y: np.ones(3)), NoKernel(lambda x, y: np.full((len(x), len(y)), np.nan)), NoKernel(lambda x, y: None),
-    NoKernel(lambda x, y: "x"), NoKernel(lambda x, y: -np.ones((len(x), len(y)))), NoKernel(lambda x, y: np.ones((len(x), len(y)), int)),
-    NoKernel(lambda x, y: np.ones((len(x), len(y)), complex)), NoKernel(lambda x, y: torch.ones(len(x), len(y))),
+    NoKernel(lambda x, y: np.ones(3)), NoKernel(lambda x, y: np.full((x.shape[0], y.shape[0]), np.nan)), NoKernel(lambda x, y: None),
+    NoKernel(lambda x, y: "x"), NoKernel(lambda x, y: -np.ones((x.shape[0], y.shape[0]))), NoKernel(lambda x, y: np.ones((x.shape[0], y.shape[0]), int)),
+    NoKernel(lambda x, y: np.ones((x.shape[0], y.shape[0]), complex)), NoKernel(lambda x, y: torch.ones(x.shape[0], y.shape[0])),
 )  # fmt: skip
 
 BY_KIND: dict[str, tuple[Any, ...]] = {
