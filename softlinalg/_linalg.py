@@ -69,7 +69,7 @@ def binary_exponent(value: Array, *, xp: Namespace) -> Array:
         return np.asarray(np.where(usable, np.frexp(value)[1] - 1, 0).astype(value.dtype))
     # Subnormals are brought into the normal range first: the logarithm of some devices flushes them to zero.
     small = value < _arrays.tiny(value.dtype) * 2.0**64
-    lifted = xp.where(small, value * 2.0**64, value)
+    lifted = value * xp.where(small, xp.full_like(value, 2.0**64), xp.ones_like(value))
     exponent = xp.floor(xp.log2(xp.where(usable, lifted, xp.ones_like(value))))
     exponent = xp.where(small, exponent - 64, exponent)
     return xp.where(usable, exponent, xp.zeros_like(exponent))

@@ -66,7 +66,7 @@ class _RidgeEstimator(NystromEstimator):
         self._map = map_of(d)
         self.landmarks_, self.kernel_, self.error_ = d.landmarks, d.kernel, d.relative_trace_error
         sums = decomposition_sums(d, targets, weights, rows=count, func=func)
-        rows = decomposition_rows(d, targets, weights) if self.selection == "loo" else None
+        rows = decomposition_rows(d, targets, weights) if self._leaves_one_out() else None
         self._solve(sums, rows)
         self._dual = None
         if self.exact:
@@ -76,6 +76,10 @@ class _RidgeEstimator(NystromEstimator):
             )
             self._dual = (X, dual, constant)
             self.dual_coef_ = dual
+
+    def _leaves_one_out(self) -> bool:
+        """Without asking arrays whether they are equal to a name; what is no name is refused where it is used."""
+        return isinstance(self.selection, str) and self.selection == "loo"
 
     def _solve(self, sums: Any, rows: Any) -> None:
         """The ridge and the solution from sums over rows."""
@@ -97,7 +101,7 @@ class _RidgeEstimator(NystromEstimator):
     def _more_rows(self, X: Array, targets: Array, weights: Array | None, xp: Namespace, counts: Array | None = None) -> None:
         """The sums of further rows, on the landmarks that are settled."""
         func = type(self).__name__
-        if self.exact or self.selection == "loo":
+        if self.exact or self._leaves_one_out():
             what = "exact=True" if self.exact else 'selection="loo"'
             message = f'{func}: partial_fit needs exact=False and selection="gcv", since it keeps no rows; got {what}. Use fit.'
             raise ParameterError(message)

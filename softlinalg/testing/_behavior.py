@@ -13,7 +13,7 @@ import numpy as np
 
 from softlinalg import _arrays
 from softlinalg._typing import Array
-from softlinalg.errors import SoftlinalgError
+from softlinalg.errors import ParameterError, SoftlinalgError
 from softlinalg.testing import _layouts
 from softlinalg.testing._cases import Case, unit
 from softlinalg.testing._failures import AccuracyError, call, check, name_of, worst_entry
@@ -447,7 +447,7 @@ def assert_no_worse_than(
     if oracle is None:
         if case is None:
             message = "assert_no_worse_than: oracle must be given unless the input is a Case; got None. Pass the truth."
-            raise ValueError(message)
+            raise ParameterError(message)
         truth: Any = case.pinv
     else:
         truth = oracle(*(x.astype(np.result_type(x, np.float64)) for x in map(_native, arrays))) if callable(oracle) else _host(oracle)

@@ -12,7 +12,7 @@ import numpy as np
 
 from softlinalg import _arrays
 from softlinalg._inputs import real_scalar
-from softlinalg._settings import is_one_of, shown, whole_number
+from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import Array
 from softlinalg.errors import ParameterError
 from softlinalg.testing import _exact, _layouts
@@ -195,9 +195,7 @@ def spectrum(mode: int | str, rank: int, cond: float, rng: np.random.Generator) 
     1: one 1, the rest 1 / cond. 2: ones, the last 1 / cond. 3: geometric. 4: arithmetic. 5: logarithms uniform. 6: uniform.
     "geometric": halved at each step, not below 1 / cond. Modes 5 and 6 keep 1 and 1 / cond as their ends.
     """
-    if not is_one_of(mode, MODES) and not (type(mode) is int and mode in MODES):
-        message = f"build_matrix: mode must be one of {MODES}; got {shown(mode)}. Pass 3 for a geometric spectrum."
-        raise ParameterError(message)
+    _check_mode(mode)
     if rank <= 1:
         return np.ones(rank)
     place = np.linspace(0.0, 1.0, rank)
@@ -340,6 +338,9 @@ def build_matrix(
     100.0
     """
     check_settings("build_matrix", shape=shape, axes={"batch": batch}, dtype=dtype, layout=layout, xp=xp, seed=seed)
+    choice("build_matrix", "structure", structure, ("general", "symmetric", "psd"))
+    exact = flag(exact, func="build_matrix", name="exact")
+    _check_mode(mode)
     if rank is not None:
         whole_number(rank, func="build_matrix", name="rank", minimum=0, maximum=min(shape))
     cond = real_scalar(cond, func="build_matrix", name="cond", minimum=1.0, strict=False)
@@ -404,11 +405,16 @@ def _host_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype(np.clongdouble if dtype.startswith("complex") else np.longdouble)
 
 
+def _check_mode(mode: Any) -> None:
+    if not is_one_of(mode, MODES) and not (type(mode) is int and mode in MODES):
+        message = f"build_matrix: mode must be one of {MODES}; got {shown(mode)}. Pass 3 for a geometric spectrum."
+        raise ParameterError(message)
+
+
 def _check(shape: tuple[int, int], s: np.ndarray[Any, Any], dtype: str, structure: str, exact: bool) -> None:
     m, n = shape
-    if not is_one_of(structure, ("general", "symmetric", "psd")) or (structure != "general" and m != n):
-        got = f"{shown(structure)} for {m} x {n}"
-        message = f"build_matrix: structure must be 'general', or 'symmetric' or 'psd' of a square shape; got {got}. Change one of them."
+    if structure != "general" and m != n:
+        message = f"build_matrix: structure must be 'general' unless the shape is square; got {structure!r}, {m} x {n}. Change one."
         raise ParameterError(message)
     if s.ndim != 1 or s.size > min(m, n) or not np.all(np.isfinite(s)) or np.any(s < 0) or np.any(np.diff(s) > 0):
         message = f"build_matrix: s must be at most {min(m, n)} finite numbers >= 0 in descending order; got {s.size}. Sort them."

@@ -129,7 +129,7 @@ def _penrose_of(a: np.ndarray[Any, Any], x: np.ndarray[Any, Any], u: float, kapp
     return np.array(
         [
             _norm(ax @ a - a) / (base * size_a),
-            _norm(xa @ x - x) / (base * size_x) if size_x else math.inf,
+            _norm(xa @ x - x) / (base * size_x) if base * size_x > 0 else math.inf,
             _norm(ax - ax.conj().T) / square,
             _norm(xa - xa.conj().T) / square,
         ]

@@ -453,7 +453,7 @@ def _picture(reports: Sequence[Report], file: Path) -> None:
                     fontsize=8,
                     color="white" if share[i, j] > 0.4 else "black",
                 )
-    axes.set_xticks(range(len(laws)), laws, rotation=40, ha="right", fontsize=9)
+    axes.set_xticks(range(len(laws)), laws, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
     axes.set_yticks(range(len(chosen)), [f"{report.target}, {report.dtype}" for report in chosen], fontsize=9)
     axes.set_title("Cases in which a law of the pseudo-inverse fails (percent; pale blue: none, white: not asked)", fontsize=11, loc="left")
     axes.set_xticks(np.arange(len(laws) + 1) - 0.5, minor=True)

@@ -26,9 +26,9 @@ ANSWERED = {
 
 SURVIVORS = {
     "rounding-of-the-residual-dropped": (
-        "public functions evaluate a product in this way only where its rounding is 2^-29 of the bound or less: the products of second"
-        " order, and those of float32 data, which are made in float64 while the result is rounded to float32. The bound returned stays"
-        " above the error, because the norms in it exceed the error by more than that; "
+        "products are evaluated in this way only where their rounding is far below the rest of the bound (products of second order, and"
+        " those of float32 data, which are made in float64 while the result is rounded to float32), so that the norms in it still keep it"
+        " above the error; and in traced code, which the kit does not run. "
         "`test_the_error_of_a_sliced_product_is_bounded_and_small` measures the term alone"
     ),
 }

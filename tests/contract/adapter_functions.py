@@ -1,4 +1,8 @@
-"""Public functions beside the core and `softlinalg.torch`: estimators, JAX, Dask and the testing kit, for the bad calls alone."""
+"""Public functions beside the core and `softlinalg.torch`: estimators, Dask and the testing kit, for the bad calls alone.
+
+`softlinalg.jax` has no place here: it compiles each shape anew, minutes for a hundred calls. It checks its arguments with the functions of
+the core, and tests/test_jax.py calls it with bad ones.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from public_functions import ATTENTION, INVERSE, Arguments, Public, general, heads, points, shifted, table
+from public_functions import Arguments, Public, points, table
 
 import softlinalg
 from softlinalg.testing import (
@@ -23,7 +27,7 @@ from softlinalg.testing import (
 )
 
 # -------------------------------------------------------------------------------------------- scikit-learn
-VALIDATION = (ValueError, TypeError)
+VALIDATION = (ValueError, TypeError, OverflowError)
 """scikit-learn's own validation of X and y speaks first, in its own words."""
 ESTIMATOR = {
     "kernel": "kernel", "length_scale": "scale", "landmarks": "landmarks", "tol": "tol", "random_state": "rng",
@@ -72,35 +76,7 @@ def _estimators() -> list[Public]:
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------- JAX and Dask
-def _jax() -> list[Public]:
-    def on_jax(name: str) -> Callable[..., Any]:
-        def call(*arguments: Any, **settings: Any) -> Any:
-            import jax.numpy as jnp
-
-            import softlinalg.jax
-
-            def convert(value: Any) -> Any:
-                is_plain = type(value) is np.ndarray and value.dtype.isnative and value.dtype.kind in "biufc" and value.size < 10**5
-                return jnp.asarray(value) if is_plain and value.dtype.itemsize <= 16 else value
-
-            return getattr(softlinalg.jax, name)(**{key: convert(value) for key, value in settings.items()})
-
-        return call
-
-    def attention(rng: np.random.Generator) -> Arguments:
-        return {"q": heads(rng, 6), "v": heads(rng, 6), "landmarks": heads(rng, 3)}
-
-    inverse = {key: value for key, value in INVERSE.items() if key != "check_finite"}
-    return [
-        Public("jax.pinv", on_jax("pinv"), general, ("a",), {**inverse, "rtol": "tol", "hermitian": "flag"}, says=("pinv",)),
-        Public("jax.ridge_inverse", on_jax("ridge_inverse"), shifted, ("a",), {"ridge": "ridge", **inverse}, says=("ridge_inverse",)),
-        Public("jax.soft_attention", on_jax("soft_attention"), attention, ("q", "v", "landmarks"),
-               {**ATTENTION, "k": "optional array", "length_scale": "number", "check_finite": "flag"},
-               says=("soft_attention", "newton_pinv", "ridge_inverse")),
-    ]  # fmt: skip
-
-
+# --------------------------------------------------------------------------------------------------- Dask
 def _dask() -> list[Public]:
     def open_npy(path: Any, chunk_size: Any = 5) -> Any:
         import softlinalg.dask
@@ -138,7 +114,7 @@ def _testing() -> list[Public]:
     common = {"dtype": "dtype", "layout": "choice", "xp": "choice", "seed": "rng"}
     built: list[tuple[str, Any, Arguments, dict[str, str]]] = [
         ("build_matrix", build_matrix, {"shape": (4, 3), "cond": 5.0, "seed": 0},
-         {"shape": "grid", "rank": "count", "cond": "number", "mode": "choice", "log2_scale": "steps", "structure": "choice", "batch": "grid", **common}),
+         {"shape": "grid", "rank": "count", "cond": "number", "mode": "choice", "log2_scale": "steps", "structure": "choice", **common}),
         ("build_points", build_points, {"shape": (6, 2), "seed": 0}, {"shape": "grid", "kind": "choice", "log2_scale": "steps", **common}),
         ("build_gram", build_gram, {"shape": (6, 2), "seed": 0}, {"shape": "grid", "kind": "choice", "length_scale": "number", **common}),
         ("build_graded", build_graded, {"shape": (4, 3), "seed": 0}, {"shape": "grid", "step": "number", "sides": "choice", **common}),
@@ -165,4 +141,4 @@ def _testing() -> list[Public]:
     ]  # fmt: skip
 
 
-ADAPTER_FUNCTIONS: tuple[Public, ...] = (*_estimators(), *_jax(), *_dask(), *_testing())
+ADAPTER_FUNCTIONS: tuple[Public, ...] = (*_estimators(), *_dask(), *_testing())

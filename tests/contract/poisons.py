@@ -45,7 +45,7 @@ class NoKernel:
         return self.values(x, x if y is None else y)
 
     def diagonal(self, x: Any) -> Any:
-        return np.ones(len(x))
+        return np.ones(x.shape[0])
 
 
 JUNK: tuple[Any, ...] = (
@@ -68,9 +68,9 @@ def _moderate(value: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ settings
 KERNELS: tuple[Any, ...] = (
     Gaussian("median"), Gaussian((1.0, 2.0)), Gaussian(1e-300), Gaussian(1e300), Gaussian, Laplacian(1e-3), Matern(2.0, nu=2.5),
-    NoKernel(lambda x, y: np.ones(3)), NoKernel(lambda x, y: np.full((len(x), len(y)), np.nan)), NoKernel(lambda x, y: None),
-    NoKernel(lambda x, y: "x"), NoKernel(lambda x, y: -np.ones((len(x), len(y)))), NoKernel(lambda x, y: np.ones((len(x), len(y)), int)),
-    NoKernel(lambda x, y: np.ones((len(x), len(y)), complex)), NoKernel(lambda x, y: torch.ones(len(x), len(y))),
+    NoKernel(lambda x, y: np.ones(3)), NoKernel(lambda x, y: np.full((x.shape[0], y.shape[0]), np.nan)), NoKernel(lambda x, y: None),
+    NoKernel(lambda x, y: "x"), NoKernel(lambda x, y: -np.ones((x.shape[0], y.shape[0]))), NoKernel(lambda x, y: np.ones((x.shape[0], y.shape[0]), int)),
+    NoKernel(lambda x, y: np.ones((x.shape[0], y.shape[0]), complex)), NoKernel(lambda x, y: torch.ones(x.shape[0], y.shape[0])),
 )  # fmt: skip
 
 BY_KIND: dict[str, tuple[Any, ...]] = {
@@ -280,6 +280,7 @@ def convert(entry: Public, arguments: Arguments) -> Arguments:
 def poison(entry: Public, rng: np.random.Generator) -> tuple[Arguments, tuple[str, ...]]:
     """A call with one argument spoiled, or two; and which."""
     arguments = entry.make(rng)
+    valid = dict(arguments)
     names = [*entry.arrays, *entry.settings]
     if not names:
         return arguments, ()
@@ -292,7 +293,7 @@ def poison(entry: Public, rng: np.random.Generator) -> tuple[Arguments, tuple[st
             is_mask = entry.settings[name] == "mask" and isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
             arguments[name] = torch.tensor(value) if entry.is_torch and is_mask else value
             continue
-        given, numbers = arguments.get(name), [value for value in arguments.values() if isinstance(value, np.ndarray)]
+        given, numbers = valid.get(name), [value for value in valid.values() if isinstance(value, np.ndarray)]
         base = given if isinstance(given, np.ndarray) else numbers[0] if numbers else np.ones((2, 3))
         arguments[name] = (tensor if entry.is_torch else array)(base, rng, huge=entry.whole)
     untouched = convert(entry, {name: value for name, value in arguments.items() if name not in chosen})

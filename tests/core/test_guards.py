@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
 
@@ -44,6 +46,14 @@ def test_corrections_leave_members_alone_that_were_certified_at_once(hard_ridge:
     alone = softlinalg.certified_ridge_inverse(batch[:1], ridge[:1], method="chebyshev", tol=tol)
     assert together.steps[1] > together.steps[0] == alone.steps[0]
     np.testing.assert_array_equal(together.value[0], alone.value[0])
+
+
+def test_a_ridge_near_the_end_of_the_range_is_no_overflow_on_other_libraries() -> None:
+    a = array_api_strict.asarray(np.eye(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = softlinalg.ridge_inverse(a, 1e300)
+    np.testing.assert_allclose(np.asarray(found), 1e-300 * np.eye(3))
 
 
 def test_a_leverage_sample_stands_for_as_many_rows_as_it_was_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from softlinalg.testing import AccuracyError, assertions, build_attention, build_graded, build_matrix, build_points
+from softlinalg.testing import AccuracyError, assertions, build_attention, build_graded, build_matrix, build_points, ratios
 
 BAD_RESULTS = {
     "nothing": None,
@@ -56,3 +56,9 @@ def test_whatever_a_function_returns_is_judged_and_not_stumbled_over(result):
 def test_builders_say_which_setting_is_wrong(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_result_near_zero_is_far_from_an_inverse() -> None:
+    """Units of its own size would be zero."""
+    found = ratios.penrose(np.eye(2), np.full((2, 2), 5e-324))
+    assert found["XAX = X"] == float("inf")
