@@ -20,6 +20,7 @@ __all__ = ["FAILURES", "is_turned_off", "library"]
 FAILURES = (OSError, subprocess.SubprocessError, RuntimeError)
 """What `library` raises where there is no compiled code to be had."""
 
+_HEADERS = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast")
 
 
@@ -40,7 +41,7 @@ def library(source: Path, optimization: str) -> ctypes.CDLL:
     # A home directory may be shared by machines of different kinds: the code is for one processor. Asking the compiler for its
     # version would take longer than loading the code.
     identity = (
-        source.read_text(encoding="utf-8"),
+        *(file.read_text(encoding="utf-8") for file in (source, *sorted(_HEADERS.glob("*.h")))),
         str(found),
         str(status.st_size),
         str(status.st_mtime_ns),
@@ -61,7 +62,7 @@ def _compile(compiler: str, flags: tuple[str, ...], source: Path, target: Path) 
     os.close(descriptor)
     try:
         for tuning in (("-march=native",), ("-mcpu=native",), ()):
-            command = [compiler, *flags, *tuning, str(source), "-o", name]
+            command = [compiler, *flags, *tuning, f"-I{_HEADERS}", str(source), "-o", name]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
             if done.returncode == 0:
                 Path(name).replace(target)

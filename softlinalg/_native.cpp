@@ -1,108 +1,17 @@
 // What NumPy and LAPACK do slowly on small pieces, compiled by _native.py: exponentials of blocks that are in the cache, and inverses
 // of small symmetric positive definite matrices with the evidence for their certificate.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "_vectors.h"
 
-#if defined(__AVX512F__)
-#define BYTES 64
-#elif defined(__AVX__)
-#define BYTES 32
-#else
-#define BYTES 16
-#endif
+#include <cmath>
 
 namespace {
 
-// ------------------------------------------------------------------------------------------------ exponentials
-template <typename T> struct Simd;
-template <> struct Simd<float> {
-    typedef float V __attribute__((vector_size(BYTES), aligned(4), may_alias));
-    typedef int32_t I __attribute__((vector_size(BYTES)));
-    typedef int32_t Int;
-    static constexpr float shift = 12582912.0f;                           // 1.5 * 2^23: adding it rounds to a whole number
-    static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // the first has few bits: its multiples are exact
-    static constexpr int mantissa = 23, bias = 127, degree = 6;
-    // The polynomial closest to 2^f on [-1/2, 1/2] in relative error, by Remez exchange: off by 1.9e-9
-    static constexpr float series[7] = {1.0f, 0.69314720573719575f, 0.24022646890645521f, 0.055503287771053248f, 0.0096184889563311816f,
-        0.0013399931177239738f, 0.0001534581216131163f};
-};
-template <> struct Simd<double> {
-    typedef double V __attribute__((vector_size(BYTES), aligned(8), may_alias));
-    typedef int64_t I __attribute__((vector_size(BYTES)));
-    typedef int64_t Int;
-    static constexpr double shift = 6755399441055744.0;
-    static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
-    static constexpr int mantissa = 52, bias = 1023, degree = 11;
-    // off by 3.1e-18
-    static constexpr double series[12] = {1.0, 0.6931471805599453305, 0.240226506959101562, 0.0555041086648199216, 0.009618129107588335244,
-        0.001333355814678992172, 0.0001540353046251443206, 0.00001525273348998852565, 1.321543308967639918e-6, 1.017819802167193084e-7,
-        7.074105613508142796e-9, 4.435282706957277151e-10};
-};
-constexpr float Simd<float>::series[];
-constexpr double Simd<double>::series[];
-
-// exp(min(x, 0)) of G vectors, and zero where x <= lowest; NaN stays NaN. Step by step for all: one vector's steps wait for each
-// other. x = n ln 2 + r, and exp(r) = 2^(r / ln 2).
-template <typename T, int G> inline __attribute__((always_inline)) void exponentials(T* p, T lowest) {
-    typedef Simd<T> S;
-    typedef typename S::V V;
-    typedef typename S::I I;
-    constexpr int L = BYTES / int(sizeof(T));
-    constexpr T LOG2_E = T(1.44269504088896340736);
-    V x[G], rounded[G], sum[G];
-    I gone[G], scale[G];
-    const V none = {};
-#pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) {
-        x[g] = *reinterpret_cast<const V*>(p + g * L);
-        gone[g] = x[g] <= none + lowest;
-        x[g] = x[g] > none || gone[g] ? none : x[g];
-        rounded[g] = x[g] * LOG2_E + S::shift;
-    }
-#pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) {
-        std::memcpy(&scale[g], &rounded[g], BYTES);
-        scale[g] = ((scale[g] << S::mantissa) + (typename S::Int(S::bias) << S::mantissa)) & ~gone[g];
-        rounded[g] -= S::shift;
-        x[g] -= rounded[g] * S::ln2_high;
-        x[g] -= rounded[g] * S::ln2_low;
-        x[g] *= LOG2_E;
-        sum[g] = none + S::series[S::degree];
-    }
-#pragma GCC unroll 16
-    for (int k = S::degree - 1; k >= 0; --k) {
-#pragma GCC unroll 8
-        for (int g = 0; g < G; ++g) sum[g] = sum[g] * x[g] + S::series[k];
-    }
-#pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) {
-        V power;
-        std::memcpy(&power, &scale[g], BYTES);
-        *reinterpret_cast<V*>(p + g * L) = sum[g] * power;
-    }
-}
-
-template <typename T> void exponentials_of(T* p, int64_t count, T lowest) {
-    constexpr int L = BYTES / int(sizeof(T));
-    int64_t i = 0;
-    for (; i + 4 * L <= count; i += 4 * L) exponentials<T, 4>(p + i, lowest);
-    for (; i + L <= count; i += L) exponentials<T, 1>(p + i, lowest);
-    if (i < count) {  // the same arithmetic for the last few: where an entry stands changes no bit
-        T rest[L] = {};
-        std::memcpy(rest, p + i, sizeof(T) * (count - i));
-        exponentials<T, 1>(rest, lowest);
-        std::memcpy(p + i, rest, sizeof(T) * (count - i));
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------- inverses
 // One lane of a vector for each matrix: as many matrices at once as a vector holds doubles, with the operations of one. Cholesky's
 // factor B = L L^T, then N = L^-1, then X = N^T N, the order of LAPACK's potrf and potri, so that theorem C4 of the certificates
 // holds. All three are products of rows with rows, in tiles of 3 x 3 that stay in registers. Whatever fails becomes NaN.
-typedef double V __attribute__((vector_size(BYTES), aligned(8), may_alias));
-constexpr int LANES = BYTES / 8;
+typedef Vec<double> V;
+constexpr int LANES = lanes<double>;
 constexpr int TILE = 3;
 
 inline V root(V x) {
@@ -300,10 +209,10 @@ template <typename T> void invert(const T* a, const double* ridge, int64_t batch
 // `a` and `out` (batch, m, m), `ridge` (batch), `evidence` (3, batch): traces of B and X, and the miss; all contiguous.
 extern "C" {
 void softlinalg_exp_float(float* p, int64_t rows, int64_t width, int64_t apart, double lowest) {
-    for (int64_t i = 0; i < rows; ++i) exponentials_of<float>(p + i * apart, width, float(lowest));
+    for (int64_t i = 0; i < rows; ++i) exponentials_of<float, false>(p + i * apart, width, float(lowest));
 }
 void softlinalg_exp_double(double* p, int64_t rows, int64_t width, int64_t apart, double lowest) {
-    for (int64_t i = 0; i < rows; ++i) exponentials_of<double>(p + i * apart, width, lowest);
+    for (int64_t i = 0; i < rows; ++i) exponentials_of<double, false>(p + i * apart, width, lowest);
 }
 void softlinalg_invert_float(const float* a, const double* ridge, int64_t batch, int64_t m, float* out, double* evidence, void* scratch) {
     invert(a, ridge, batch, m, out, evidence, scratch);

@@ -6,18 +6,10 @@
 // tokens and no landmark count has to be padded. What the next block will read is asked for while this one is computed: the
 // hardware does not foresee rows that lie apart. Sums over tokens are in the type of the tokens for a few blocks, in double beyond.
 
-#include <cstdint>
-#include <cstring>
+#include "_vectors.h"
+
 #include <type_traits>
 #include <utility>
-
-#if defined(__AVX512F__)
-#define BYTES 64
-#elif defined(__AVX__)
-#define BYTES 32
-#else
-#define BYTES 16
-#endif
 
 // One array (batch, heads, rows, width) of unit stride in its last axis; strides in entries.
 struct Tokens {
@@ -51,35 +43,6 @@ constexpr int TILE = 6;    // rows whose sums stay in registers, two vectors eac
 constexpr int BLOCK = 64;  // tokens in a block: its points, values and features fit in the first caches
 constexpr int FLUSH = 12;  // blocks summed before they are added to a sum in double
 
-template <typename T> struct Simd;
-template <> struct Simd<float> {
-    typedef float V __attribute__((vector_size(BYTES), aligned(4), may_alias));
-    typedef int32_t I __attribute__((vector_size(BYTES)));
-    typedef int32_t Int;
-    static constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-    static constexpr int mantissa = 23, bias = 127, degree = 6;
-    // The polynomial closest to 2^f on [-1/2, 1/2] in relative error, by Remez exchange: off by 1.9e-9
-    static constexpr float series[7] = {1.0f, 0.69314720573719575f, 0.24022646890645521f, 0.055503287771053248f, 0.0096184889563311816f,
-        0.0013399931177239738f, 0.0001534581216131163f};
-};
-template <> struct Simd<double> {
-    typedef double V __attribute__((vector_size(BYTES), aligned(8), may_alias));
-    typedef int64_t I __attribute__((vector_size(BYTES)));
-    typedef int64_t Int;
-    static constexpr double shift = 6755399441055744.0;
-    static constexpr int mantissa = 52, bias = 1023, degree = 11;
-    // off by 3.1e-18
-    static constexpr double series[12] = {1.0, 0.6931471805599453305, 0.240226506959101562, 0.0555041086648199216, 0.009618129107588335244,
-        0.001333355814678992172, 0.0001540353046251443206, 0.00001525273348998852565, 1.321543308967639918e-6, 1.017819802167193084e-7,
-        7.074105613508142796e-9, 4.435282706957277151e-10};
-};
-constexpr float Simd<float>::series[];
-constexpr double Simd<double>::series[];
-
-template <typename T> using Vec = typename Simd<T>::V;
-template <typename T> constexpr int lanes = BYTES / int(sizeof(T));
-template <typename T> inline Vec<T>& at(T* p) { return *reinterpret_cast<Vec<T>*>(p); }
-template <typename T> inline const Vec<T>& at(const T* p) { return *reinterpret_cast<const Vec<T>*>(p); }
 template <typename T> inline int64_t whole_vectors(int64_t count) { return (count + lanes<T> - 1) / lanes<T> * lanes<T>; }
 
 template <typename T> inline T total(Vec<T> x) {
@@ -110,41 +73,6 @@ class Ahead {
         }
     }
 };
-
-// 2^min(x, 0) of G vectors, and zero where x <= lowest, so that nothing is subnormal; NaN stays NaN. Step by step for all of them:
-// one vector's steps wait for each other.
-template <typename T, int G> inline __attribute__((always_inline)) void powers_of_two(T* p, T lowest) {
-    typedef Simd<T> S;
-    typedef typename S::I I;
-    Vec<T> x[G], rounded[G], sum[G];
-    I scale[G];
-    const Vec<T> none = {};
-#pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) {
-        x[g] = at(p + g * lanes<T>);
-        x[g] = x[g] > none ? none : x[g];
-        rounded[g] = x[g] + S::shift;
-    }
-#pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) {
-        const I gone = x[g] <= none + lowest;
-        std::memcpy(&scale[g], &rounded[g], BYTES);
-        scale[g] = ((scale[g] << S::mantissa) + (typename S::Int(S::bias) << S::mantissa)) & ~gone;
-        x[g] -= rounded[g] - S::shift;
-        sum[g] = none + S::series[S::degree];
-    }
-#pragma GCC unroll 16
-    for (int k = S::degree - 1; k >= 0; --k) {
-#pragma GCC unroll 8
-        for (int g = 0; g < G; ++g) sum[g] = sum[g] * x[g] + S::series[k];
-    }
-#pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) {
-        Vec<T> power;
-        std::memcpy(&power, &scale[g], BYTES);
-        at(p + g * lanes<T>) = sum[g] * power;
-    }
-}
 
 // ------------------------------------------------------------------------------------------------- transposition
 #if defined(__clang__) || __GNUC__ >= 12
@@ -328,12 +256,12 @@ inline void write_features(const Work& work, const Tokens& points, int64_t head,
     Ahead coming = points_ahead<T>(points, work, head, start, range, d), place_of_next = features_ahead<T>(features, work, range);
     int64_t i = 0;
     for (; i + AT_ONCE * lanes<T> <= m * padded; i += AT_ONCE * lanes<T>) {
-        powers_of_two<T, AT_ONCE>(features + i, lowest);
+        exponentials<T, AT_ONCE, true>(features + i, lowest);
         coming.ask(2);
         place_of_next.ask(2);
         also.ask(2);
     }
-    for (; i < m * padded; i += lanes<T>) powers_of_two<T, 1>(features + i, lowest);
+    for (; i < m * padded; i += lanes<T>) exponentials<T, 1, true>(features + i, lowest);
 }
 
 template <typename T> void add_and_clear(T* sum, double* total, int64_t rows, int64_t width, int64_t stride) {
