@@ -69,22 +69,25 @@ _REAL_NAMES = ("float32", "float64")
 _COMPLEX_NAMES = ("complex64", "complex128")
 
 
-_KNOWN_NAMES: dict[DType, str] = {
-    kind: name for name in ("float16", *_REAL_NAMES, *_COMPLEX_NAMES, "int64", "bool") for kind in (np.dtype(name), np.dtype(name).type)
-}
-"""Names that need not be asked for, which takes a microsecond. PyTorch's types are added by `softlinalg.torch`."""
+_KNOWN_NAMES: dict[type, dict[DType, str]] = {}
+"""By the type of the data type: array-api-strict warns where one of its own is compared with one of NumPy's."""
 
 
 def know_dtypes(names: Mapping[DType, str]) -> None:
-    """Remember the names of data types of a library."""
-    _KNOWN_NAMES.update(names)
+    """Remember the names of data types of a library: to ask for one takes a microsecond. PyTorch's are added by `softlinalg.torch`."""
+    for kind, name in names.items():
+        _KNOWN_NAMES.setdefault(type(kind), {})[kind] = name
+
+
+for _name in ("float16", *_REAL_NAMES, *_COMPLEX_NAMES, "int64", "bool"):
+    know_dtypes({np.dtype(_name): _name, np.dtype(_name).type: _name})
 
 
 def dtype_name(dtype: DType) -> str:
     """Plain name of a data type, the same in every library: "float32", "bfloat16", "int64", ..."""
-    known = _KNOWN_NAMES.get(dtype)
-    if known is not None:
-        return known
+    known = _KNOWN_NAMES.get(type(dtype))
+    if known is not None and dtype in known:
+        return known[dtype]
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)  # the latter: xp.float64 of NumPy is a class
     if name is None:
         name = str(dtype).rsplit(".", 1)[-1]
