@@ -35,11 +35,17 @@ def chosen(q):
     return q[:, :, 0:6:2]
 
 
+_kept: list = []
+"""What a rank does not free. PyTorch 2.13's group of gloo can wait for ever where it is freed by the interpreter together with
+DistributedDataParallel: its thread then waits for the interpreter's lock, and the interpreter for the thread."""
+
+
 def follow_the_page(rank, folder, port):
     """The script of the page, as torchrun starts it; what it has asserted is written down."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     space: dict = {}
+    _kept.append(space)
     try:
         for block in blocks:
             exec(compile(block, PAGE.name, "exec"), space)  # the examples of the page
@@ -75,11 +81,14 @@ def both_ranks(rank, folder, port):
 
         layer = SoftAttention(8, 2, landmarks=4, grid_dims=1).double()
         wrapped = torch.nn.parallel.DistributedDataParallel(layer)
+        _kept.append(wrapped)
         x = torch.randn(4, 10, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         wrapped(x[2 * rank : 2 * rank + 2]).square().mean().backward()
         torch.save([p.grad for p in layer.parameters()], f"{folder}/ddp{rank}.pt")
+        dist.barrier()
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # without freeing anything, see `_kept`
 
 
 @pytest.fixture(scope="module")
