@@ -251,12 +251,13 @@ def is_small_on_host(x: Array, entries: int) -> bool:
 
 def through_numpy(function: Callable[[Array, Namespace], tuple[Array, ...] | None], x: Array, *, xp: Namespace) -> tuple[Array, ...] | None:
     """`function(array, namespace)` of `x` in NumPy, its results in the library of `x`; without NumPy's warnings and BLAS threads."""
-    host, hosts = host_view(x, xp=xp)
-    with one_blas_thread(), quiet(host):
+    is_torch = compat.is_torch_array(x)
+    host, hosts = (x.detach().numpy(), host_namespace()) if is_torch else host_view(x, xp=xp)
+    with one_blas_thread(), np.errstate(all="ignore"):
         found = function(host, hosts)
     if found is None:
         return None
-    if compat.is_torch_array(x):
+    if is_torch:
         return tuple(map(sys.modules["torch"].from_numpy, found))
     return tuple(from_numpy(part, x, xp=xp) for part in found)
 
@@ -281,6 +282,7 @@ def same_memory(a: Array, b: Array) -> bool:
     return bool(a.data.ptr == b.data.ptr)  # CuPy
 
 
+@functools.cache
 def host_namespace() -> Namespace:
     """NumPy's namespace, for small arrays that are kept on the host."""
     return compat.array_namespace(np.empty(0))

@@ -92,18 +92,18 @@ def spans(b: int, h: int, n: int, step: int) -> Iterator[Span]:
 
 
 def _factors(flat: Array, inverse_scale: float, unit: float, *, xp: Namespace) -> tuple[Array, ...]:
-    """Of landmarks (B, m, d): their center, themselves less that, whether they are near it, `Columns.rows` and `Columns.columns`."""
+    """Of landmarks (B, m, d): their center, themselves less that, whether they are far from it, `Columns.rows` and `Columns.columns`."""
     d, precision = flat.shape[-1], inverse_scale**2
     center = mean_point(flat, xp=xp)  # (B, 1, d)
     w = flat - center
     scaled = w * inverse_scale
     squared = _buffers.row_squares(scaled)[..., None]
-    near = squared <= near_limit(flat.dtype)
+    far = squared > near_limit(flat.dtype)
     # For the gradient: products with weights give their sums over landmarks and over w, both divided by l^2.
     rows = xp.concat([scaled * inverse_scale, xp.full_like(squared, precision), -squared / 2], axis=-1)  # (B, m, d + 2)
     halves = xp.full_like(squared, -precision / 2)
     columns = xp.matrix_transpose(xp.concat([rows[..., :d], halves, rows[..., -1:]], axis=-1) * unit)
-    return center, w, near, rows, columns
+    return center, w, far, rows, columns
 
 
 class Columns:
@@ -117,14 +117,14 @@ class Columns:
         made = None
         if _arrays.is_small_on_host(flat, math.prod(flat.shape)):
             made = _arrays.through_numpy(lambda host, hosts: _factors(host, inverse_scale, unit, xp=hosts), flat, xp=xp)
-        self.center, self.w, self.near, self.rows, self.columns = made or _factors(flat, inverse_scale, unit, xp=xp)
+        self.center, self.w, self.far, self.rows, self.columns = made or _factors(flat, inverse_scale, unit, xp=xp)
         self.step = _BLOCKS * rows_per_block(None, landmarks, self.m, func="soft_attention")
         self.lowest = lowest_exponent(self.dtype)
         self._memory: dict[str, Array] = {}
 
     def near_landmarks(self) -> bool:
         """Are the exponents accurate to 1e-5 (float32) or 1e-11 (float64)? NaN counts as near: it comes out as NaN anyway."""
-        return not bool(self.xp.any(~self.near & ~self.xp.isnan(self.rows[..., -1:])))
+        return not bool(self.xp.any(self.far))
 
     def buffer(self, name: str, span: Span, width: int) -> Array:
         """Memory for a block, (heads, rows, width); (rows, width) for one head. Overwritten by the next block."""

@@ -37,6 +37,9 @@ def _keep_compiled_code() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+        # Compiled in half the time, for code that runs once. The thorough profile runs what users run.
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 
 _keep_compiled_code()

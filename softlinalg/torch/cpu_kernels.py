@@ -107,7 +107,7 @@ def load() -> Kernels | None:
         return None
     try:
         _native.load()  # the inverse of the landmarks' kernel matrix is the other half of the work
-        kernels = _bind(_compiled.library(Path(__file__).with_suffix(".cpp"), "-O2"))
+        kernels = _bind(_compiled.library(Path(__file__).with_suffix(".cpp"), "-O3"))
         _check(kernels)
     except _compiled.FAILURES as error:
         _log.info("compiled attention is not available, PyTorch's operations serve in its place: %s", error)

@@ -46,8 +46,8 @@ def parts(n: int) -> dict[str, Callable[[], Any]]:
     job.give(out=torch.empty_like(q), grad=grad, dq=torch.empty_like(q), dv=torch.empty_like(v))
 
     def step(kind: int, total: torch.Tensor | None = None) -> Callable[[], None]:
-        address = None if total is None else total.data_ptr()
-        return lambda: job.run(1, lambda *_: [(kind, head, 0, n, address) for head in range(HEADS)])
+        # `total` stays alive with the function: what is compiled knows its address only.
+        return lambda: job.run(1, lambda *_: [(kind, head, 0, n, None if total is None else total.data_ptr()) for head in range(HEADS)])
 
     a, b, c, d = torch.randn(n, WIDTH), torch.randn(WIDTH, LANDMARKS), torch.randn(n, LANDMARKS), torch.randn(LANDMARKS, WIDTH)
     features, tokens, sums = torch.empty(n, LANDMARKS), torch.empty(n, WIDTH), torch.empty(LANDMARKS, WIDTH)
