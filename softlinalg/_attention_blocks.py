@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from softlinalg import _arrays, _buffers
+from softlinalg import _arrays, _buffers, _native
 from softlinalg._kernel_distances import near_limit
 from softlinalg._kernel_products import rows_per_block
 from softlinalg._typing import Array, DType, Namespace
@@ -93,6 +93,10 @@ def spans(b: int, h: int, n: int, step: int) -> Iterator[Span]:
 
 def _factors(flat: Array, inverse_scale: float, unit: float, *, xp: Namespace) -> tuple[Array, ...]:
     """Of landmarks (B, m, d): their center, themselves less that, whether they are far from it, `Columns.rows` and `Columns.columns`."""
+    made = _native.landmark_factors(flat, inverse_scale, unit) if _arrays.is_numpy(flat) else None
+    if made is not None:
+        center, w, squared, rows, columns = made
+        return center, w, squared > near_limit(flat.dtype), rows, xp.matrix_transpose(columns)
     d, precision = flat.shape[-1], inverse_scale**2
     center = mean_point(flat, xp=xp)  # (B, 1, d)
     w = flat - center
@@ -401,7 +405,13 @@ def landmark_matrix(landmarks: Array, inverse_scale: float, *, xp: Namespace) ->
         found = _arrays.through_numpy(lambda host, hosts: _one(landmark_matrix(host, inverse_scale, xp=hosts)), landmarks, xp=xp)
         return None if found is None else found[0]
     wide = _arrays.wide_dtype(landmarks, xp=xp)
-    points = xp.reshape(xp.astype(landmarks, wide, copy=False), (math.prod(landmarks.shape[:-2]), *landmarks.shape[-2:]))
+    shape = (*landmarks.shape[:-1], landmarks.shape[-2])
+    points = xp.reshape(landmarks, (math.prod(landmarks.shape[:-2]), *landmarks.shape[-2:]))
+    if _arrays.is_numpy(points):
+        made = _native.kernel_matrix(points, inverse_scale, near_limit(wide), lowest_exponent(wide))
+        if made is not None:
+            return None if made[0] is None else xp.reshape(made[0], shape)
+    points = xp.astype(points, wide, copy=False)
     points = points - mean_point(points, xp=xp)
     points *= inverse_scale
     squared = _buffers.row_squares(points)
@@ -414,7 +424,7 @@ def landmark_matrix(landmarks: Array, inverse_scale: float, *, xp: Namespace) ->
     w = exponents + xp.matrix_transpose(exponents)  # sums in both orders are equal: exactly symmetric, whatever the product was
     w *= 0.5
     _buffers.fill_diagonal_in_place(w, 1.0)
-    return xp.reshape(w, (*landmarks.shape[:-1], landmarks.shape[-2]))
+    return xp.reshape(w, shape)
 
 
 def landmark_matrix_vjp(grad: Array, landmarks: Array, w: Array, inverse_scale: float, *, xp: Namespace) -> Array:

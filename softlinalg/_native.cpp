@@ -204,6 +204,70 @@ template <typename T> void invert(const T* a, const double* ridge, int64_t batch
         store(g, out + first * m * m, count);
     }
 }
+
+// ------------------------------------------------------------------------------------------- few points, many calls
+// A few dozen points make a dozen operations of NumPy, each of which takes longer to call than to compute.
+
+// Gaussian kernel matrices of points (m, d) less their mean, times `scale`, in double: exactly symmetric, with a unit diagonal; zero
+// where the exponent is <= lowest. False where the square of a point is above `limit`. `memory` holds (m + 1) padded + m doubles.
+template <typename T>
+bool kernel_matrix(const T* points, int64_t m, int64_t d, double scale, double limit, double lowest, double* out, double* memory) {
+    const int64_t padded = (d + LANES - 1) / LANES * LANES;
+    double *z = memory, *mean = z + m * padded, *squares = mean + padded;
+    std::memset(memory, 0, sizeof(double) * (m + 1) * padded);
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t c = 0; c < d; ++c) mean[c] += double(points[i * d + c]);
+    for (int64_t c = 0; c < d; ++c) mean[c] /= double(m);
+    for (int64_t i = 0; i < m; ++i) {
+        double sum = 0;
+        for (int64_t c = 0; c < d; ++c) {
+            const double moved = (double(points[i * d + c]) - mean[c]) * scale;
+            z[i * padded + c] = moved;
+            sum += moved * moved;
+        }
+        if (sum > limit) return false;
+        squares[i] = -0.5 * sum;
+    }
+    for (int64_t i = 0; i < m; ++i) {
+        for (int64_t j = 0; j < i; ++j) {
+            V sum = {};
+            for (int64_t c = 0; c < padded; c += LANES) sum += at(z + i * padded + c) * at(z + j * padded + c);
+            double product = 0;
+            for (int lane = 0; lane < LANES; ++lane) product += sum[lane];
+            out[i * m + j] = squares[i] + squares[j] + product;
+        }
+        exponentials_of<double, false>(out + i * m, i, lowest);
+        for (int64_t j = 0; j < i; ++j) out[j * m + i] = out[i * m + j];
+        out[i * m + i] = 1.0;
+    }
+    return true;
+}
+
+// What exponents need of landmarks (m, d), in their type: their mean, themselves less that, the squares s of that times `scale`,
+// [w / l^2, 1 / l^2, -s / 2], and [w / l^2, -1 / (2 l^2), -s / 2] in units.
+template <typename T>
+void factors(const T* points, int64_t m, int64_t d, T scale, T precision, T unit, T* center, T* w, T* squares, T* rows, T* columns) {
+    for (int64_t c = 0; c < d; ++c) {
+        double sum = 0;
+        for (int64_t i = 0; i < m; ++i) sum += double(points[i * d + c]);
+        center[c] = T(sum / double(m));
+    }
+    for (int64_t i = 0; i < m; ++i) {
+        T *row = rows + i * (d + 2), *column = columns + i * (d + 2), sum = 0;
+        for (int64_t c = 0; c < d; ++c) {
+            const T moved = points[i * d + c] - center[c], scaled = moved * scale;
+            w[i * d + c] = moved;
+            row[c] = scaled * scale;
+            column[c] = row[c] * unit;
+            sum += scaled * scaled;
+        }
+        squares[i] = sum;
+        row[d] = precision;
+        row[d + 1] = -sum / 2;
+        column[d] = -precision / 2 * unit;
+        column[d + 1] = row[d + 1] * unit;
+    }
+}
 }  // namespace
 
 // `a` and `out` (batch, m, m), `ridge` (batch), `evidence` (3, batch): traces of B and X, and the miss; all contiguous.
@@ -219,6 +283,30 @@ void softlinalg_invert_float(const float* a, const double* ridge, int64_t batch,
 }
 void softlinalg_invert_double(const double* a, const double* ridge, int64_t batch, int64_t m, double* out, double* evidence, void* scratch) {
     invert(a, ridge, batch, m, out, evidence, scratch);
+}
+int32_t softlinalg_kernel_float(
+    const float* points, int64_t batch, int64_t m, int64_t d, double scale, double limit, double lowest, double* out, double* memory) {
+    for (int64_t i = 0; i < batch; ++i)
+        if (!kernel_matrix(points + i * m * d, m, d, scale, limit, lowest, out + i * m * m, memory)) return 0;
+    return 1;
+}
+int32_t softlinalg_kernel_double(
+    const double* points, int64_t batch, int64_t m, int64_t d, double scale, double limit, double lowest, double* out, double* memory) {
+    for (int64_t i = 0; i < batch; ++i)
+        if (!kernel_matrix(points + i * m * d, m, d, scale, limit, lowest, out + i * m * m, memory)) return 0;
+    return 1;
+}
+void softlinalg_factors_float(
+    const float* points, int64_t batch, int64_t m, int64_t d, double scale, double unit, float* center, float* w, float* squares, float* rows, float* columns) {
+    for (int64_t i = 0; i < batch; ++i)
+        factors(points + i * m * d, m, d, float(scale), float(scale * scale), float(unit), center + i * d, w + i * m * d, squares + i * m,
+            rows + i * m * (d + 2), columns + i * m * (d + 2));
+}
+void softlinalg_factors_double(
+    const double* points, int64_t batch, int64_t m, int64_t d, double scale, double unit, double* center, double* w, double* squares, double* rows, double* columns) {
+    for (int64_t i = 0; i < batch; ++i)
+        factors(points + i * m * d, m, d, scale, scale * scale, unit, center + i * d, w + i * m * d, squares + i * m, rows + i * m * (d + 2),
+            columns + i * m * (d + 2));
 }
 int64_t softlinalg_scratch_bytes(int64_t m) {
     const int64_t p = (m + TILE - 1) / TILE * TILE;

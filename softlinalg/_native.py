@@ -16,12 +16,14 @@ import numpy as np
 
 from softlinalg import _compiled
 
-__all__ = ["clamped_exp_in_place", "invert", "load", "loaded_or_why_not"]
+__all__ = ["clamped_exp_in_place", "invert", "kernel_matrix", "landmark_factors", "load", "loaded_or_why_not"]
 
 _log = logging.getLogger(__name__)
 
 _LARGEST = 200
 """Rows. Beyond, the matrices of one vector leave the second cache, and LAPACK's blocks pay."""
+_WIDEST = 256
+"""Columns of points."""
 _TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 _Array = np.ndarray[Any, Any]
@@ -72,6 +74,59 @@ def invert(a: _Array, ridge: _Array) -> tuple[_Array, _Array] | None:
     return None if kernels is None else _call(kernels, a, ridge)
 
 
+def _serves_points(points: _Array) -> bool:
+    """Few of them, in a type of the code: beyond, a product of matrices pays."""
+    return points.dtype in _TYPES and points.ndim == 3 and 0 < points.shape[1] <= _LARGEST and 0 < points.shape[2] <= _WIDEST
+
+
+def kernel_matrix(points: _Array, scale: float, limit: float, lowest: float) -> tuple[_Array | None] | None:
+    """Gaussian kernel matrices of a few landmarks, or None where the code does not serve.
+
+    Parameters
+    ----------
+    points : array, shape (B, m, d)
+        float32 or float64.
+    scale : float
+        One over the length scale.
+    limit : float
+        Of the squared distance from the mean of the points, times scale squared.
+    lowest : float
+        Values are zero where the exponent is not above it.
+
+    Returns
+    -------
+    tuple of an array of shape (B, m, m) in float64, or of None where some point is beyond the limit
+    """
+    kernels = load() if _serves_points(points) else None
+    if kernels is None:
+        return None
+    points = np.ascontiguousarray(points)
+    batch, m, d = points.shape
+    out, memory = np.empty((batch, m, m)), np.empty((m + 1) * (d + 8) + m)
+    function = kernels.softlinalg_kernel_float if points.dtype == np.float32 else kernels.softlinalg_kernel_double
+    near = function(points.ctypes.data, batch, m, d, scale, limit, lowest, out.ctypes.data, memory.ctypes.data)
+    return (out if near else None,)
+
+
+def landmark_factors(points: _Array, scale: float, unit: float) -> tuple[_Array, ...] | None:
+    """Of few landmarks (B, m, d), in their type, or None where the code does not serve.
+
+    Returns
+    -------
+    center, w, squares, rows, columns : arrays, shapes (B, 1, d), (B, m, d), (B, m, 1), and twice (B, m, d + 2)
+        The mean, the points less that, their squares times scale squared, and what `_attention_blocks.Columns` makes of them.
+    """
+    kernels = load() if _serves_points(points) else None
+    if kernels is None:
+        return None
+    points = np.ascontiguousarray(points)
+    batch, m, d = points.shape
+    made = tuple(np.empty(shape, dtype=points.dtype) for shape in ((batch, 1, d), (batch, m, d), (batch, m, 1), *[(batch, m, d + 2)] * 2))
+    function = kernels.softlinalg_factors_float if points.dtype == np.float32 else kernels.softlinalg_factors_double
+    function(points.ctypes.data, batch, m, d, scale, unit, *(x.ctypes.data for x in made))
+    return made
+
+
 def _call(kernels: ctypes.CDLL, a: _Array, ridge: _Array) -> tuple[_Array, _Array]:
     a, ridge = np.ascontiguousarray(a), np.ascontiguousarray(ridge, dtype=np.float64)
     batch, m = a.shape[:2]
@@ -111,6 +166,11 @@ def _bind(kernels: ctypes.CDLL) -> None:
         function.restype, function.argtypes = None, (pointer, pointer, number, number, pointer, pointer, pointer)
     for function in (kernels.softlinalg_exp_float, kernels.softlinalg_exp_double):
         function.restype, function.argtypes = None, (pointer, number, number, number, ctypes.c_double)
+    real = ctypes.c_double
+    for function in (kernels.softlinalg_kernel_float, kernels.softlinalg_kernel_double):
+        function.restype, function.argtypes = ctypes.c_int32, (pointer, number, number, number, real, real, real, pointer, pointer)
+    for function in (kernels.softlinalg_factors_float, kernels.softlinalg_factors_double):
+        function.restype, function.argtypes = None, (pointer, number, number, number, real, real, *[pointer] * 5)
 
 
 def _check(kernels: ctypes.CDLL) -> None:

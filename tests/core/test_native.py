@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import softlinalg
-from softlinalg import _certificates, _compiled, _linalg, _native
+from softlinalg import _attention_blocks, _certificates, _compiled, _linalg, _native
 
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))), None)
 compiled = pytest.mark.skipif(
@@ -181,6 +181,64 @@ def test_ridge_inverse_uses_it_where_it_serves(monkeypatch: pytest.MonkeyPatch) 
     a[2] -= 5 * np.eye(12)
     shifted = a + 0.5 * np.eye(12)
     np.testing.assert_allclose(softlinalg.ridge_inverse(a, 0.5) @ shifted, np.broadcast_to(np.eye(12), a.shape), atol=1e-10)
+
+
+# ------------------------------------------------------------------------------------------------ few landmarks
+@compiled
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(m=st.sampled_from([1, 2, 7, 49, 200]), d=st.sampled_from([1, 3, 8, 32]), scale=st.sampled_from([1e-3, 0.4, 3.0]))
+def test_kernel_matrices_of_landmarks_are_right(dtype: type, m: int, d: int, scale: float) -> None:
+    points = (np.random.default_rng(m + d).standard_normal((3, m, d)) + 5).astype(dtype)
+    found = _native.kernel_matrix(points, scale, 1e9, -300.0)
+    assert found is not None
+    (w,) = found
+    assert w is not None
+    difference = points[:, :, None, :].astype(np.longdouble) - points[:, None, :, :]
+    exponents = -((difference * scale) ** 2).sum(-1) / 2
+    expected = np.where(exponents <= -300, 0, np.exp(exponents))
+    np.testing.assert_array_equal(w, w.swapaxes(-1, -2))
+    np.testing.assert_array_equal(np.diagonal(w, axis1=1, axis2=2), 1)
+    # Three terms of the size of the squares, in sums of d: their rounding is what the values are off by, relatively.
+    size = (((points - points.mean(1, keepdims=True)) * scale) ** 2).sum(-1).max()
+    clear = np.abs(exponents + 300) > 1e-3
+    np.testing.assert_allclose(w[clear], expected[clear].astype(float), rtol=(d + 8) * 2.0**-52 * (1 + 4 * float(size)), atol=0)
+
+
+@compiled
+def test_landmarks_beyond_the_limit_are_told_and_nan_is_not_far() -> None:
+    points = np.zeros((2, 5, 3))
+    points[1, 2] = 100.0
+    assert _native.kernel_matrix(points, 1.0, 1e4, -300.0) == (None,)
+    points[1, 2] = np.nan
+    found = _native.kernel_matrix(points, 1.0, 1e4, -300.0)
+    assert found is not None
+    assert found[0] is not None
+    assert np.isfinite(found[0][0]).all()
+    assert np.isnan(found[0][1, 0, 1])
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_factors_of_landmarks_are_those_of_the_formula(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.random.default_rng(0).standard_normal((2, 11, 6)).astype(dtype)
+    quick = _attention_blocks._factors(points, 0.7, 1.4, xp=_linalg.np)
+    monkeypatch.setattr(_native, "landmark_factors", lambda *_: None)
+    for ours, theirs in zip(quick, _attention_blocks._factors(points, 0.7, 1.4, xp=_linalg.np), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=20 * np.finfo(dtype).eps)
+
+
+@compiled
+def test_points_that_are_many_or_wide_go_the_other_way() -> None:
+    for points in (
+        np.zeros((1, 201, 3)),
+        np.zeros((1, 4, 257)),
+        np.zeros((4, 3)),
+        np.zeros((1, 4, 3), dtype=np.float16),
+        np.zeros((1, 0, 3)),
+    ):
+        assert _native.kernel_matrix(points, 1.0, 1e4, -300.0) is None
+        assert _native.landmark_factors(points, 1.0, 1.0) is None
 
 
 # -------------------------------------------------------------------------------------- where there is no compiler
