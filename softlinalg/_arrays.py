@@ -41,6 +41,7 @@ __all__ = [
     "know_dtypes",
     "may_reuse_buffers",
     "one_blas_thread",
+    "one_through_numpy",
     "quiet",
     "real_dtype",
     "same_memory",
@@ -260,6 +261,17 @@ def through_numpy(function: Callable[[Array, Namespace], tuple[Array, ...] | Non
     if is_torch:
         return tuple(map(sys.modules["torch"].from_numpy, found))
     return tuple(from_numpy(part, x, xp=xp) for part in found)
+
+
+def one_through_numpy(function: Callable[[Array, Namespace], Array | None], x: Array, *, xp: Namespace) -> Array | None:
+    """`through_numpy` for a function of one result."""
+
+    def tupled(host: Array, hosts: Namespace) -> tuple[Array] | None:
+        found = function(host, hosts)
+        return None if found is None else (found,)
+
+    found = through_numpy(tupled, x, xp=xp)
+    return None if found is None else found[0]
 
 
 _FEW = 16384

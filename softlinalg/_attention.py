@@ -112,8 +112,7 @@ def plain_inverse(w: Array, settings: InverseSettings, *, xp: Namespace) -> Arra
 def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) -> Array | None:
     """The inverse by Cholesky where the cheapest certificate of `ridge_inverse` holds for the whole batch."""
     if _arrays.is_small_on_host(w, math.prod(w.shape)):
-        found = _arrays.through_numpy(lambda host, hosts: _one(_quickly_certified(host, settings, xp=hosts)), w, xp=xp)
-        return None if found is None else found[0]
+        return _arrays.one_through_numpy(lambda host, hosts: _quickly_certified(host, settings, xp=hosts), w, xp=xp)
     wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
     x, evidence = _cholesky(wide, settings.ridge, xp=xp)
     certificate = _certificates.judge_cholesky(evidence, w.shape[-1], xp=xp)
@@ -134,10 +133,6 @@ def _cholesky(wide: Array, ridge: float, *, xp: Namespace) -> tuple[Array, _cert
     b = wide + ridge * _arrays.eye_like(wide, xp=xp)
     x, _ = _linalg.spd_inverse(b, xp=xp)
     return x, _certificates.cholesky_evidence(b, x, xp=xp)
-
-
-def _one(found: Array | None) -> tuple[Array] | None:
-    return None if found is None else (found,)
 
 
 def kernel_and_inverse(landmarks: Array, length_scale: float, settings: InverseSettings, *, xp: Namespace) -> tuple[Array, Array] | None:

@@ -395,15 +395,10 @@ def landmark_gradient(dw: Array, columns: Columns) -> Array:
 
 
 # ------------------------------------------------------------------------------------------ landmarks alone
-def _one(found: Array | None) -> tuple[Array] | None:
-    return None if found is None else (found,)
-
-
 def landmark_matrix(landmarks: Array, inverse_scale: float, *, xp: Namespace) -> Array | None:
     """k(L, L), (..., m, m), in the wide type: symmetric, with a unit diagonal. None where some landmarks are far from the rest."""
     if _arrays.is_small_on_host(landmarks, math.prod(landmarks.shape[:-1]) * landmarks.shape[-2]):
-        found = _arrays.through_numpy(lambda host, hosts: _one(landmark_matrix(host, inverse_scale, xp=hosts)), landmarks, xp=xp)
-        return None if found is None else found[0]
+        return _arrays.one_through_numpy(lambda host, hosts: landmark_matrix(host, inverse_scale, xp=hosts), landmarks, xp=xp)
     wide = _arrays.wide_dtype(landmarks, xp=xp)
     shape = (*landmarks.shape[:-1], landmarks.shape[-2])
     points = xp.reshape(landmarks, (math.prod(landmarks.shape[:-2]), *landmarks.shape[-2:]))

@@ -45,7 +45,7 @@ def clamped_exp_in_place(block: _Array, lowest: float) -> bool:
     kernels = load()
     if kernels is None:
         return False
-    function = kernels.softlinalg_exp_float if block.dtype == np.float32 else kernels.softlinalg_exp_double
+    function = _of_type(kernels, "exp", block.dtype)
     function(block.ctypes.data, rows, width, apart, lowest)
     return True
 
@@ -103,7 +103,7 @@ def kernel_matrix(points: _Array, scale: float, limit: float, lowest: float) -> 
     points = np.ascontiguousarray(points)
     batch, m, d = points.shape
     out, memory = np.empty((batch, m, m)), np.empty((m + 1) * (d + 8) + m)
-    function = kernels.softlinalg_kernel_float if points.dtype == np.float32 else kernels.softlinalg_kernel_double
+    function = _of_type(kernels, "kernel", points.dtype)
     near = function(points.ctypes.data, batch, m, d, scale, limit, lowest, out.ctypes.data, memory.ctypes.data)
     return (out if near else None,)
 
@@ -122,9 +122,14 @@ def landmark_factors(points: _Array, scale: float, unit: float) -> tuple[_Array,
     points = np.ascontiguousarray(points)
     batch, m, d = points.shape
     made = tuple(np.empty(shape, dtype=points.dtype) for shape in ((batch, 1, d), (batch, m, d), (batch, m, 1), *[(batch, m, d + 2)] * 2))
-    function = kernels.softlinalg_factors_float if points.dtype == np.float32 else kernels.softlinalg_factors_double
+    function = _of_type(kernels, "factors", points.dtype)
     function(points.ctypes.data, batch, m, d, scale, unit, *(x.ctypes.data for x in made))
     return made
+
+
+def _of_type(kernels: ctypes.CDLL, name: str, dtype: np.dtype[Any]) -> Any:
+    """The function for float32 or that for float64."""
+    return getattr(kernels, f"softlinalg_{name}_{'float' if dtype == np.float32 else 'double'}")
 
 
 def _call(kernels: ctypes.CDLL, a: _Array, ridge: _Array) -> tuple[_Array, _Array]:
@@ -132,7 +137,7 @@ def _call(kernels: ctypes.CDLL, a: _Array, ridge: _Array) -> tuple[_Array, _Arra
     batch, m = a.shape[:2]
     out, evidence = np.empty_like(a), np.empty((3, batch))
     scratch = np.empty(kernels.softlinalg_scratch_bytes(m), dtype=np.uint8)
-    function = kernels.softlinalg_invert_float if a.dtype == np.float32 else kernels.softlinalg_invert_double
+    function = _of_type(kernels, "invert", a.dtype)
     function(*(x.ctypes.data for x in (a, ridge)), batch, m, *(x.ctypes.data for x in (out, evidence, scratch)))
     return out, evidence
 
@@ -179,7 +184,7 @@ def _check(kernels: ctypes.CDLL) -> None:
     for dtype in (np.float32, np.float64):
         exponents = np.linspace(-30, 1, 37, dtype=dtype)
         block = exponents.copy()
-        function = kernels.softlinalg_exp_float if dtype is np.float32 else kernels.softlinalg_exp_double
+        function = _of_type(kernels, "exp", block.dtype)
         function(block.ctypes.data, 1, block.size, 0, -20.0)
         powers = np.exp(np.minimum(exponents, 0, dtype=np.float64))
         powers[exponents <= dtype(-20)] = 0
