@@ -139,11 +139,11 @@ template <typename T, int R, int W, bool TURNED>
 inline __attribute__((always_inline)) void multiply(const T* a, int64_t lda, int64_t depth, const T* b, int64_t ldb, Vec<T> (&acc)[R][W]) {
     for (int64_t k = 0; k < depth; ++k) {
         Vec<T> right[W];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int w = 0; w < W; ++w) right[w] = at(b + k * ldb + w * lanes<T>);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int w = 0; w < W; ++w) acc[r][w] += (TURNED ? a[k * lda + r] : a[r * lda + k]) * right[w];
         }
     }
@@ -156,18 +156,19 @@ inline __attribute__((always_inline)) void tile(int64_t i, int64_t j, const Fact
     Vec<T> acc[R][W];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int w = 0; w < W; ++w) acc[r][w] = start(i + r, j + w * lanes<T>);
     }
     multiply<T, R, W, TURNED>(one.a + (TURNED ? i : i * one.lda), one.lda, one.depth, one.b + j, one.ldb, acc);
     if (two) multiply<T, R, W, TURNED>(two->a + (TURNED ? i : i * two->lda), two->lda, two->depth, two->b + j, two->ldb, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int w = 0; w < W; ++w) finish(i + r, j + w * lanes<T>, acc[r][w]);
     }
 }
 
+// All rows but an odd last one, for W vectors of columns.
 template <typename T, int W, bool TURNED, typename Start, typename Finish, typename Meanwhile>
 inline void strip(int64_t rows, int64_t j, const Factor<T>& one, const Factor<T>* two, Start start, Finish finish, Meanwhile meanwhile) {
     int64_t i = 0;
@@ -175,8 +176,15 @@ inline void strip(int64_t rows, int64_t j, const Factor<T>& one, const Factor<T>
         meanwhile();
         tile<T, TILE, W, TURNED>(i, j, one, two, start, finish);
     }
-    for (; i + 2 <= rows; i += 2) tile<T, 2, W, TURNED>(i, j, one, two, start, finish);
-    if (i < rows) tile<T, 1, W, TURNED>(i, j, one, two, start, finish);
+    for (; i + 4 <= rows; i += 4) tile<T, 4, W, TURNED>(i, j, one, two, start, finish);
+    if (i + 2 <= rows) tile<T, 2, W, TURNED>(i, j, one, two, start, finish);
+}
+
+// One row: its few sums would wait for each other if it did not take many columns at once.
+template <typename T, int W, bool TURNED, typename Start, typename Finish>
+inline void single(int64_t i, int64_t j, int64_t width, const Factor<T>& one, const Factor<T>* two, Start start, Finish finish) {
+    for (; j + W * lanes<T> <= width; j += W * lanes<T>) tile<T, 1, W, TURNED>(i, j, one, two, start, finish);
+    if constexpr (W > 1) single<T, W / 2, TURNED>(i, j, width, one, two, start, finish);
 }
 
 template <typename T, bool TURNED, typename Start, typename Finish, typename Meanwhile>
@@ -185,6 +193,7 @@ inline void product(int64_t rows, int64_t width, const Factor<T>& one, const Fac
     int64_t j = 0;
     for (; j + 2 * L <= width; j += 2 * L) strip<T, 2, TURNED>(rows, j, one, two, start, finish, meanwhile);
     if (j < width) strip<T, 1, TURNED>(rows, j, one, two, start, finish, meanwhile);
+    if (rows % 2) single<T, 8, TURNED>(rows - 1, 0, width, one, two, start, finish);
 }
 
 constexpr auto nothing = [] {};
