@@ -32,6 +32,11 @@ struct Work {
     double *x;           // (B, m, m)
     void *core;          // (B, m, e), X moment: it stands before grad in the gradient, too
     void *dmoment;       // (B, m, e), the same for v, and for dv
+    void *w;             // (B, m, d): landmarks less the center
+    double *total;       // (B, m, e): C^T grad
+    double *dx;          // (B, m, m)
+    double *dw;          // (B, m, d + 1): sums over tokens
+    double *dlandmarks;  // (B, m, d), if all that they depend on is known when a head is done
     void *scratch;       // softlinalg_scratch_bytes, of one thread
     double lowest, precision;
     int32_t grad_counts, v_counts;  // which of core grad and dmoment v `pull` sums
@@ -348,6 +353,36 @@ template <typename T> void gather_grad(const Work& work, int64_t head, int64_t f
     }
 }
 
+// core = X moment and dmoment = X^T total in double, dx = total moment^T.
+template <typename T> void join_grad(const Work& work, int64_t head) {
+    const int64_t m = work.m, e = work.e;
+    const double *x = work.x + head * m * m, *moment = work.moment + head * m * e, *total = work.total + head * m * e;
+    double* dx = work.dx + head * m * m;
+    T* dmoment = member<T>(work.dmoment, head, m * e);
+    join<T>(work, head);
+    for (int64_t i = 0; i < m; ++i) {
+        double row[WIDEST] = {};
+        for (int64_t j = 0; j < m; ++j)
+            for (int64_t c = 0; c < e; c += lanes<double>) at(row + c) += x[j * m + i] * at(total + j * e + c);
+        for (int64_t c = 0; c < e; ++c) dmoment[i * e + c] = T(row[c]);
+        for (int64_t j = 0; j < m; ++j) {
+            Vec<double> sum = {};
+            for (int64_t c = 0; c < e; c += lanes<double>) sum += at(total + i * e + c) * at(moment + j * e + c);
+            dx[i * m + j] = ::total<double>(sum);
+        }
+    }
+}
+
+// (H^T z - colsum(H) w) / l^2
+template <typename T> void landmark_gradient(const Work& work, int64_t head) {
+    const int64_t m = work.m, d = work.d;
+    const T* w = member<T>(work.w, head, m * d);
+    const double* dw = work.dw + head * m * (d + 1);
+    double* out = work.dlandmarks + head * m * d;
+    for (int64_t j = 0; j < m; ++j)
+        for (int64_t c = 0; c < d; ++c) out[j * d + c] = (dw[j * (d + 1) + c] - dw[j * (d + 1) + d] * double(w[j * d + c])) * work.precision;
+}
+
 // H = C * (grad core^T + v dmoment^T); dq = (H w - rowsum(H) z) / l^2; dv = C dmoment; dw += [H^T z, colsum(H)].
 template <typename T> void pull(const Work& work, int64_t head, int64_t first, int64_t last, double* dw) {
     Scratch<T>& s = scratch_of<T>(work);
@@ -414,10 +449,20 @@ template <typename T> void forward(const Work& work, int64_t first, int64_t last
         scatter<T>(work, head, 0, work.n);
     }
 }
+
+// A head's features are read twice while they are in the cache.
+template <typename T> void backward(const Work& work, int64_t first, int64_t last) {
+    for (int64_t head = first; head < last; ++head) {
+        gather_grad<T>(work, head, 0, work.n, work.total + head * work.m * work.e);
+        join_grad<T>(work, head);
+        pull<T>(work, head, 0, work.n, work.dw + head * work.m * (work.d + 1));
+        if (work.dlandmarks) landmark_gradient<T>(work, head);
+    }
+}
 }  // namespace
 
 // A step of one head, over rows [first, last), `first` a multiple of BLOCK: 0 gather, 1 join, 2 scatter, 3 gather_grad, 4 pull;
-// `total` is where 0, 3 and 4 add. Step 5 is 0 to 2 for heads [first, last). Layout known to cpu_kernels.py (class _Call).
+// 5 join_grad; `total` is where 0, 3 and 4 add. Steps 6 and 7 are all of forward and backward for heads [first, last). Layout known to cpu_kernels.py (class _Call).
 struct Call {
     const Work* work;
     int64_t kind, head, first, last;
@@ -433,7 +478,9 @@ template <typename T> static void run(const Call* calls, int64_t count) {
             case 2: scatter<T>(work, call->head, call->first, call->last); break;
             case 3: gather_grad<T>(work, call->head, call->first, call->last, call->total); break;
             case 4: pull<T>(work, call->head, call->first, call->last, call->total); break;
-            default: forward<T>(work, call->first, call->last);
+            case 5: join_grad<T>(work, call->head); break;
+            case 6: forward<T>(work, call->first, call->last); break;
+            default: backward<T>(work, call->first, call->last);
         }
     }
 }

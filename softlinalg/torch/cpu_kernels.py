@@ -47,7 +47,7 @@ class _Work(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("heads", "n", "keys", "m", "d", "e", "features_apart", "key_features_apart")),
         *((name, _Tokens) for name in ("q", "k", "v", "out", "grad", "dq", "dv")),
         *((name, ctypes.c_void_p) for name in ("center", "columns", "rows", "features", "key_features", "moment", "x", "core")),
-        *((name, ctypes.c_void_p) for name in ("dmoment", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("dmoment", "w", "total", "dx", "dw", "dlandmarks", "scratch")),
         ("lowest", ctypes.c_double),
         ("precision", ctypes.c_double),
         ("grad_counts", ctypes.c_int32),
@@ -75,7 +75,7 @@ _Steps = list[tuple[int, int, int, int, int | None]]
 """Kind, head, first and last row, and the address of what is added to."""
 
 
-_GATHER, _JOIN, _SCATTER, _GATHER_GRAD, _PULL, _FORWARD = range(6)
+_GATHER, _JOIN, _SCATTER, _GATHER_GRAD, _PULL, _JOIN_GRAD, _FORWARD, _BACKWARD = range(8)
 
 
 class Kernels(NamedTuple):
@@ -214,6 +214,10 @@ class _Job:
         worth: int = self.members * rows * self.columns.m // _ENTRIES_PER_THREAD
         return max(1, min(torch.get_num_threads(), worth))
 
+    def goes_by_heads(self, count: int) -> bool:
+        """Does each thread finish heads of its own, while their features are in the cache?"""
+        return self.members % count == 0 or self.members >= 4 * count
+
     def run(self, count: int, plan: Callable[[int, _Work], _Steps]) -> None:
         """The steps of `plan(i, work)` for i < count, as many of them for each i, each i on a thread and with scratch memory of its own."""
         scratch = torch.empty((count, self.kernels.scratch_bytes), dtype=torch.uint8)
@@ -266,7 +270,7 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
     """`_attention_blocks.attend` without hidden keys. Features are in the order of `cpu_kernels.cpp`, and left out unless `keep`."""
     job = _Job(kernels, q, k, v, columns)
     count, (n, keys, e) = job.threads(q.shape[-2] + v.shape[-2]), (q.shape[-2], v.shape[-2], v.shape[-1])
-    by_heads = job.members % count == 0 or job.members >= 4 * count  # then each head is finished while its features are in the cache
+    by_heads = job.goes_by_heads(count)
     out: Tensor = _buffers.empty_in_order_of(q, (columns.b, columns.h, n, e), xp=xp)
     stored = job.members if keep or not by_heads else count
     entries, key_entries = (columns.m * kernels.padded(rows, q.dtype) for rows in (n, keys))
@@ -300,35 +304,40 @@ def attend_vjp(
     kernels: Kernels, grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, hidden: None, x: Tensor, columns: Columns, saved: Forward
 ) -> Gradients:
     """`_attention_blocks.attend_vjp` from what `attend` kept."""
-    b, h, m = columns.b, columns.h, columns.m
+    b, h, m, d = columns.b, columns.h, columns.m, columns.d
+    members, n, e = b * h, q.shape[-2], v.shape[-1]
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    queries = _Job(kernels, q, k, v, columns)
-    queries.work.features_apart = columns.m * kernels.padded(q.shape[-2], q.dtype)
-    queries.give(grad=grad)
-    queries.point(features=saved.features)
-    total = queries.sums(_GATHER_GRAD, q.shape[-2], v.shape[-1])
-    wide_x = x.to(torch.float64).expand(b, h, m, m).reshape(b * h, m, m)
-    dx = total @ saved.moment.mT
-    core, dmoment = (wide_x @ saved.moment).to(q.dtype), (wide_x.mT @ total).to(q.dtype)
-    rows = columns.rows[..., : columns.d]
-    dq, dv = _like(q), _like(v)
-    queries.work.grad_counts = 1
-    queries.point(rows=rows, core=core)
-    if k is None:
-        queries.give(dq=dq, dv=dv)
-        queries.work.v_counts = 1
-        queries.point(dmoment=dmoment)
-        dw, dk = queries.sums(_PULL, q.shape[-2], columns.d + 1), None
+    job = _Job(kernels, q, k, v, columns)
+    job.work.features_apart, job.work.grad_counts = m * kernels.padded(n, q.dtype), 1
+    dq, dv, dk = _like(q), _like(v), None if k is None else _like(k)
+    job.give(grad=grad, dq=dq, dv=dv)
+    rows = columns.rows[..., :d].contiguous()
+    job.point(features=saved.features, moment=saved.moment, x=x.to(torch.float64).expand(b, h, m, m), rows=rows)
+    dmoment, dx = q.new_empty((members, m, e)), torch.empty((members, m, m), dtype=torch.float64)
+    job.point(core=q.new_empty((members, m, e)), dmoment=dmoment, dx=dx)
+    job.work.v_counts = k is None
+    count = job.threads(n)
+    landmarks = None
+    if job.goes_by_heads(count):
+        total, dw = (torch.zeros((members, m, width), dtype=torch.float64) for width in (e, d + 1))
+        job.point(total=total, dw=dw)
+        if k is None:
+            landmarks = torch.empty((b, h, m, d), dtype=torch.float64)
+            job.point(w=columns.w, dlandmarks=landmarks)
+        job.run(count, lambda i, _: [(_BACKWARD, 0, *_share(members, i, count), None)])
     else:
-        queries.give(dq=dq)
-        dk = _like(k)
+        job.point(total=job.sums(_GATHER_GRAD, n, e))
+        job.run(1, lambda *_: [(_JOIN_GRAD, head, 0, 0, None) for head in range(members)])
+        dw = job.sums(_PULL, n, d + 1)
+    if k is not None:
         keys = _Job(kernels, k, None, v, columns)
-        keys.work.features_apart = columns.m * kernels.padded(k.shape[-2], k.dtype)
+        keys.work.features_apart = m * kernels.padded(k.shape[-2], k.dtype)
         keys.work.v_counts = 1
         keys.give(dq=dk, dv=dv)
         keys.point(rows=rows, dmoment=dmoment, features=saved.key_features)
-        dw = queries.sums(_PULL, q.shape[-2], columns.d + 1) + keys.sums(_PULL, k.shape[-2], columns.d + 1)
-    landmarks = _attention_blocks.landmark_gradient(dw, columns)
+        dw = dw + keys.sums(_PULL, k.shape[-2], d + 1)
+    if landmarks is None:
+        landmarks = _attention_blocks.landmark_gradient(dw, columns)
     return Gradients(dq, dk, dv, landmarks, dx.reshape(b, h, m, m))
 
 
