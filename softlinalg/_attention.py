@@ -15,6 +15,7 @@ from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
 from softlinalg._kernel_distances import GaussianColumns, mirror
 from softlinalg._newton_pinv import newton_pinv
 from softlinalg._pinv import ridge_inverse
+from softlinalg._ridge_inverse import inverse_slope
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
@@ -147,6 +148,22 @@ def kernel_and_inverse(landmarks: Array, length_scale: float, settings: InverseS
 
     found = _arrays.through_numpy(both, landmarks, xp=xp)
     return None if found is None else (found[0], found[1])
+
+
+def kernel_inverse_vjp(grad: Array, landmarks: Array, w: Array, x: Array, length_scale: float, *, xp: Namespace) -> Array:
+    """Gradient of sum(grad * X) with respect to the landmarks (..., m, d), X = (k(L, L) + ridge I)^-1; in the wide type."""
+    if _arrays.is_small_on_host(landmarks, math.prod(w.shape)):
+        m, d = landmarks.shape[-2:]
+
+        def quickly(host: Array, hosts: Namespace) -> Array | None:
+            square = (hosts.reshape(_arrays.to_numpy(a), (-1, m, m)) for a in (x, grad, w))
+            found = _native.inverse_vjp(*square, hosts.reshape(host, (-1, m, d)), 1 / length_scale)
+            return None if found is None else hosts.reshape(found, tuple(landmarks.shape))
+
+        quick = _arrays.one_through_numpy(quickly, landmarks, xp=xp)
+        if quick is not None:
+            return quick
+    return _attention_blocks.landmark_matrix_vjp(inverse_slope(x, grad, xp=xp), landmarks, w, 1 / length_scale, xp=xp)
 
 
 def newton_inverse(w: Array, alpha: Array, settings: InverseSettings) -> Array:

@@ -243,6 +243,44 @@ bool kernel_matrix(const T* points, int64_t m, int64_t d, double scale, double l
     return true;
 }
 
+// Gradient of sum(grad * X), X = (W + ridge I)^-1, W the kernel matrix of points (m, d): with S = X (grad + grad^T) X / 2 and
+// H = -(S + S^T) * W it is (H z - rowsum(H) z) / l^2, z the points less their mean. `memory` holds 3 m p + (m + 2) q doubles, p and q
+// being m and d up to whole vectors.
+template <typename T>
+void inverse_vjp(
+    const double* x, const double* grad, const double* w, const T* points, int64_t m, int64_t d, double precision, double* out, double* memory) {
+    const int64_t p = (m + LANES - 1) / LANES * LANES, q = (d + LANES - 1) / LANES * LANES;
+    double *right = memory, *slope = right + m * p, *left = slope + m * p, *z = left + m * p, *mean = z + m * q, *row = mean + q;
+    std::memset(memory, 0, sizeof(double) * (3 * m * p + (m + 2) * q));
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < m; ++j) {
+            right[i * p + j] = x[i * m + j];
+            slope[i * p + j] = 0.5 * (grad[i * m + j] + grad[j * m + i]);
+        }
+    const auto add_product = [m, p](const double* a, const double* b, double* sum) {
+        for (int64_t i = 0; i < m; ++i)
+            for (int64_t k = 0; k < m; ++k)
+                for (int64_t c = 0; c < p; c += LANES) at(sum + i * p + c) += a[i * p + k] * at(b + k * p + c);
+    };
+    add_product(right, slope, left);
+    std::memset(slope, 0, sizeof(double) * m * p);
+    add_product(left, right, slope);
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t c = 0; c < d; ++c) mean[c] += double(points[i * d + c]);
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t c = 0; c < d; ++c) z[i * q + c] = double(points[i * d + c]) - mean[c] / double(m);
+    for (int64_t i = 0; i < m; ++i) {
+        double sum = 0;
+        std::memset(row, 0, sizeof(double) * q);
+        for (int64_t j = 0; j < m; ++j) {
+            const double weight = -(slope[i * p + j] + slope[j * p + i]) * w[i * m + j];
+            for (int64_t c = 0; c < q; c += LANES) at(row + c) += weight * at(z + j * q + c);
+            sum += weight;
+        }
+        for (int64_t c = 0; c < d; ++c) out[i * d + c] = (row[c] - sum * z[i * q + c]) * precision;
+    }
+}
+
 // What exponents need of landmarks (m, d), in their type: their mean, themselves less that, the squares s of that times `scale`,
 // [w / l^2, 1 / l^2, -s / 2], and [w / l^2, -1 / (2 l^2), -s / 2] in units.
 template <typename T>
@@ -295,6 +333,16 @@ int32_t softlinalg_kernel_double(
     for (int64_t i = 0; i < batch; ++i)
         if (!kernel_matrix(points + i * m * d, m, d, scale, limit, lowest, out + i * m * m, memory)) return 0;
     return 1;
+}
+void softlinalg_inverse_vjp_float(const double* x, const double* grad, const double* w, const float* points, int64_t batch, int64_t m,
+    int64_t d, double precision, double* out, double* memory) {
+    for (int64_t i = 0; i < batch; ++i)
+        inverse_vjp(x + i * m * m, grad + i * m * m, w + i * m * m, points + i * m * d, m, d, precision, out + i * m * d, memory);
+}
+void softlinalg_inverse_vjp_double(const double* x, const double* grad, const double* w, const double* points, int64_t batch, int64_t m,
+    int64_t d, double precision, double* out, double* memory) {
+    for (int64_t i = 0; i < batch; ++i)
+        inverse_vjp(x + i * m * m, grad + i * m * m, w + i * m * m, points + i * m * d, m, d, precision, out + i * m * d, memory);
 }
 void softlinalg_factors_float(
     const float* points, int64_t batch, int64_t m, int64_t d, double scale, double unit, float* center, float* w, float* squares, float* rows, float* columns) {

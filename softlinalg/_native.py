@@ -16,7 +16,7 @@ import numpy as np
 
 from softlinalg import _compiled
 
-__all__ = ["clamped_exp_in_place", "invert", "kernel_matrix", "landmark_factors", "load", "loaded_or_why_not"]
+__all__ = ["clamped_exp_in_place", "inverse_vjp", "invert", "kernel_matrix", "landmark_factors", "load", "loaded_or_why_not"]
 
 _log = logging.getLogger(__name__)
 
@@ -127,6 +127,34 @@ def landmark_factors(points: _Array, scale: float, unit: float) -> tuple[_Array,
     return made
 
 
+def inverse_vjp(x: _Array, grad: _Array, w: _Array, points: _Array, scale: float) -> _Array | None:
+    """Gradient of sum(grad * (W + ridge I)^-1) with respect to the few points of W, or None where the code does not serve.
+
+    Parameters
+    ----------
+    x, grad, w : arrays, shape (B, m, m)
+        float64: the inverse, exactly symmetric, the gradient, and the kernel matrix.
+    points : array, shape (B, m, d)
+        float32 or float64.
+    scale : float
+        One over the length scale.
+
+    Returns
+    -------
+    array, shape (B, m, d)
+        float64.
+    """
+    kernels = load() if _serves_points(points) and x.dtype == grad.dtype == w.dtype == np.float64 else None
+    if kernels is None:
+        return None
+    x, grad, w, points = (np.ascontiguousarray(a) for a in (x, grad, w, points))
+    batch, m, d = points.shape
+    out, memory = np.empty((batch, m, d)), np.empty(3 * m * (m + 8) + (m + 2) * (d + 8))
+    function = _of_type(kernels, "inverse_vjp", points.dtype)
+    function(*(a.ctypes.data for a in (x, grad, w, points)), batch, m, d, scale**2, out.ctypes.data, memory.ctypes.data)
+    return out
+
+
 def _of_type(kernels: ctypes.CDLL, name: str, dtype: np.dtype[Any]) -> Any:
     """The function for float32 or that for float64."""
     return getattr(kernels, f"softlinalg_{name}_{'float' if dtype == np.float32 else 'double'}")
@@ -174,6 +202,8 @@ def _bind(kernels: ctypes.CDLL) -> None:
     real = ctypes.c_double
     for function in (kernels.softlinalg_kernel_float, kernels.softlinalg_kernel_double):
         function.restype, function.argtypes = ctypes.c_int32, (pointer, number, number, number, real, real, real, pointer, pointer)
+    for function in (kernels.softlinalg_inverse_vjp_float, kernels.softlinalg_inverse_vjp_double):
+        function.restype, function.argtypes = None, (*[pointer] * 4, number, number, number, real, pointer, pointer)
     for function in (kernels.softlinalg_factors_float, kernels.softlinalg_factors_double):
         function.restype, function.argtypes = None, (pointer, number, number, number, real, real, *[pointer] * 5)
 

@@ -21,7 +21,6 @@ from softlinalg._attention import InverseSettings
 from softlinalg._attention_blocks import Columns, Forward
 from softlinalg._newton_pinv import newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._pinv import ridge_inverse_jvp, ridge_inverse_vjp
-from softlinalg._ridge_inverse import inverse_slope
 from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
 from softlinalg.torch import cpu_kernels
@@ -264,8 +263,7 @@ class _KernelInverse(torch.autograd.Function):
                 return inverse_of(_attention.composite_landmark_kernel(landmarks, ctx.scale, xp=xp), ctx.settings, "exact")
 
             return (*pull_back(again, grad, (landmarks,), ctx.needs_input_grad), None, None, None, None)
-        slope = inverse_slope(x, grad, xp=xp)
-        moved: Tensor = _attention_blocks.landmark_matrix_vjp(slope, landmarks, w, 1 / ctx.scale, xp=xp)
+        moved: Tensor = _attention.kernel_inverse_vjp(grad, landmarks, w, x, ctx.scale, xp=xp)
         return moved.to(landmarks.dtype), None, None, None, None
 
 
