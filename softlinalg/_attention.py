@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _attention_blocks, _certificates, _inputs, _iterations, _linalg, _native
+from softlinalg import _arrays, _attention_blocks, _buffers, _certificates, _inputs, _iterations, _linalg, _native
 from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
-from softlinalg._kernel_distances import GaussianColumns, mirror
+from softlinalg._kernel_distances import GaussianColumns, mirror, near_limit
 from softlinalg._newton_pinv import newton_pinv
 from softlinalg._pinv import ridge_inverse
 from softlinalg._ridge_inverse import inverse_slope
 from softlinalg._settings import flag, is_one_of, shown, whole_number
-from softlinalg._typing import Array, Namespace
+from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
 
 __all__ = ["InverseSettings", "soft_attention"]
@@ -119,8 +119,7 @@ def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) ->
     certificate = _certificates.judge_cholesky(evidence, w.shape[-1], xp=xp)
     # Rounding of 1 + ridge may have moved B, and so I - B X.
     residual = certificate.residual + _arrays.eps(wide.dtype) * (1 + settings.ridge) * _linalg.frobenius(x, xp=xp)
-    tol = settings.tol or (1e-6 if _arrays.eps(w.dtype) < 1e-10 else 1e-3)
-    return xp.astype(x, w.dtype, copy=False) if bool(xp.all(residual <= tol)) else None
+    return xp.astype(x, w.dtype, copy=False) if bool(xp.all(residual <= _tolerance(settings, w.dtype))) else None
 
 
 def _cholesky(wide: Array, ridge: float, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
@@ -136,18 +135,48 @@ def _cholesky(wide: Array, ridge: float, *, xp: Namespace) -> tuple[Array, _cert
     return x, _certificates.cholesky_evidence(b, x, xp=xp)
 
 
-def kernel_and_inverse(landmarks: Array, length_scale: float, settings: InverseSettings, *, xp: Namespace) -> tuple[Array, Array] | None:
-    """`landmark_kernel` and its certified inverse in one visit to NumPy, for few landmarks of another library on the host; or None."""
+def kernel_and_inverse(
+    landmarks: Array, length_scale: float, settings: InverseSettings, *, xp: Namespace
+) -> tuple[Array, Array, _attention_blocks.Factors | None] | None:
+    """`landmark_kernel`, its certified inverse, and what compiled code has made for `Columns`, in one visit to NumPy.
+
+    For few landmarks of another library on the host; otherwise, or where the certificate does not hold, None.
+    """
     if settings.inverse != "certified" or not _arrays.is_small_on_host(landmarks, math.prod(landmarks.shape[:-1]) * landmarks.shape[-2]):
         return None
+    unit = _buffers.exponent_unit(landmarks)
 
     def both(host: Array, hosts: Namespace) -> tuple[Array, ...] | None:
+        quick = _all_of_landmarks(host, 1 / length_scale, unit, settings)
+        if quick is not None:
+            return quick
         w = _attention_blocks.landmark_matrix(host, 1 / length_scale, xp=hosts)
         x = None if w is None else _quickly_certified(w, settings, xp=hosts)
         return None if x is None else (w, x)
 
     found = _arrays.through_numpy(both, landmarks, xp=xp)
-    return None if found is None else (found[0], found[1])
+    return None if found is None else (found[0], found[1], _attention_blocks.Factors(*found[2:]) if len(found) > 2 else None)
+
+
+def _all_of_landmarks(host: Array, inverse_scale: float, unit: float, settings: InverseSettings) -> tuple[Array, ...] | None:
+    """W, its inverse, and the factors of NumPy landmarks (..., m, d) by compiled code, if that serves and all is certified."""
+    m, d = host.shape[-2:]
+    limits = near_limit("float64"), near_limit(host.dtype)
+    made = _native.landmarks(host.reshape((-1, m, d)), inverse_scale, settings.ridge, unit, limits, lowest_exponent("float64"))
+    if made is None:
+        return None
+    w, x, evidence, center, moved, rows, columns = made
+    tol, rounding = _tolerance(settings, "float64"), _arrays.eps("float64") * (1 + settings.ridge)
+    for trace_b, trace_x, worst, norm in evidence.T.tolist():
+        if not _certificates.cholesky_residual(trace_b, trace_x, worst, m) + rounding * norm <= tol:
+            return None
+    shape = (*host.shape[:-1], m)
+    return w.reshape(shape), x.reshape(shape), center, moved, rows, columns.swapaxes(-1, -2)
+
+
+def _tolerance(settings: InverseSettings, dtype: DType) -> float:
+    """Of the certificate: what was asked for, or what `ridge_inverse` has for the type."""
+    return settings.tol or (1e-6 if _arrays.eps(dtype) < 1e-10 else 1e-3)
 
 
 def kernel_inverse_vjp(grad: Array, landmarks: Array, w: Array, x: Array, length_scale: float, *, xp: Namespace) -> Array:
@@ -156,8 +185,8 @@ def kernel_inverse_vjp(grad: Array, landmarks: Array, w: Array, x: Array, length
         m, d = landmarks.shape[-2:]
 
         def quickly(host: Array, hosts: Namespace) -> Array | None:
-            square = (hosts.reshape(_arrays.to_numpy(a), (-1, m, m)) for a in (x, grad, w))
-            found = _native.inverse_vjp(*square, hosts.reshape(host, (-1, m, d)), 1 / length_scale)
+            inverse, slope, kernel = (hosts.reshape(_arrays.to_numpy(a), (-1, m, m)) for a in (x, grad, w))
+            found = _native.inverse_vjp(inverse, slope, kernel, hosts.reshape(host, (-1, m, d)), 1 / length_scale)
             return None if found is None else hosts.reshape(found, tuple(landmarks.shape))
 
         quick = _arrays.one_through_numpy(quickly, landmarks, xp=xp)

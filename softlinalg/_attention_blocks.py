@@ -10,6 +10,7 @@ accurate as long as no landmark is far from that center: `near_landmarks` tells,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -91,44 +92,64 @@ def spans(b: int, h: int, n: int, step: int) -> Iterator[Span]:
             yield Span(slice(i, last), slice(j, end), slice(0, n), flat, (last - i, end - j, n))
 
 
-def _factors(flat: Array, inverse_scale: float, unit: float, *, xp: Namespace) -> tuple[Array, ...]:
-    """Of landmarks (B, m, d): their center, themselves less that, whether they are far from it, `Columns.rows` and `Columns.columns`."""
+class Factors(NamedTuple):
+    """What exponents need of landmarks (B, m, d)."""
+
+    center: Array
+    """(B, 1, d)"""
+    w: Array
+    """The landmarks less that."""
+    rows: Array
+    """[w / l^2, 1 / l^2, -|w|^2 / (2 l^2)], (B, m, d + 2): products of weights with it are all that the gradient needs."""
+    columns: Array
+    """[w / l^2, -1 / (2 l^2), -|w|^2 / (2 l^2)] in the unit of exponents, (B, d + 2, m)."""
+    far: Array | None = None
+    """Whether they are far from the center, (B, m, 1); None: they are not."""
+
+
+def _factors(flat: Array, inverse_scale: float, unit: float, *, xp: Namespace) -> Factors:
     made = _native.landmark_factors(flat, inverse_scale, unit) if _arrays.is_numpy(flat) else None
     if made is not None:
         center, w, squared, rows, columns = made
-        return center, w, squared > near_limit(flat.dtype), rows, xp.matrix_transpose(columns)
+        return Factors(center, w, rows, xp.matrix_transpose(columns), squared > near_limit(flat.dtype))
     d, precision = flat.shape[-1], inverse_scale**2
     center = mean_point(flat, xp=xp)  # (B, 1, d)
     w = flat - center
     scaled = w * inverse_scale
     squared = _buffers.row_squares(scaled)[..., None]
     far = squared > near_limit(flat.dtype)
-    # For the gradient: products with weights give their sums over landmarks and over w, both divided by l^2.
-    rows = xp.concat([scaled * inverse_scale, xp.full_like(squared, precision), -squared / 2], axis=-1)  # (B, m, d + 2)
+    rows = xp.concat([scaled * inverse_scale, xp.full_like(squared, precision), -squared / 2], axis=-1)
     halves = xp.full_like(squared, -precision / 2)
     columns = xp.matrix_transpose(xp.concat([rows[..., :d], halves, rows[..., -1:]], axis=-1) * unit)
-    return center, w, far, rows, columns
+    return Factors(center, w, rows, columns, far)
 
 
 class Columns:
     """What the exponents need of the landmarks (b, h, m, d), and the memory of the blocks."""
 
-    def __init__(self, landmarks: Array, inverse_scale: float, *, xp: Namespace) -> None:
+    def __init__(self, landmarks: Array, inverse_scale: float, *, xp: Namespace, factors: Factors | None = None) -> None:
         self.xp, self.dtype, self.unit = xp, landmarks.dtype, _buffers.exponent_unit(landmarks)
         self.b, self.h, self.m, self.d = landmarks.shape
         self.precision = inverse_scale**2
-        flat, unit = xp.reshape(landmarks, (self.b * self.h, self.m, self.d)), self.unit
-        made = None
-        if _arrays.is_small_on_host(flat, math.prod(flat.shape)):
-            made = _arrays.through_numpy(lambda host, hosts: _factors(host, inverse_scale, unit, xp=hosts), flat, xp=xp)
-        self.center, self.w, self.far, self.rows, self.columns = made or _factors(flat, inverse_scale, unit, xp=xp)
-        self.step = _BLOCKS * rows_per_block(None, landmarks, self.m, func="soft_attention")
+        if factors is None:
+            flat, unit = xp.reshape(landmarks, (self.b * self.h, self.m, self.d)), self.unit
+            made = None
+            if _arrays.is_small_on_host(flat, math.prod(flat.shape)):
+                made = _arrays.through_numpy(lambda host, hosts: _factors(host, inverse_scale, unit, xp=hosts), flat, xp=xp)
+            factors = _factors(flat, inverse_scale, unit, xp=xp) if made is None else Factors(*made)
+        self.center, self.w, self.rows, self.columns, self._far = factors
+        self._like = landmarks
         self.lowest = lowest_exponent(self.dtype)
         self._memory: dict[str, Array] = {}
 
     def near_landmarks(self) -> bool:
         """Are the exponents accurate to 1e-5 (float32) or 1e-11 (float64)? NaN counts as near: it comes out as NaN anyway."""
-        return not bool(self.xp.any(self.far))
+        return self._far is None or not bool(self._far.any())
+
+    @functools.cached_property
+    def step(self) -> int:
+        """Tokens of a block."""
+        return _BLOCKS * rows_per_block(None, self._like, self.m, func="soft_attention")
 
     def buffer(self, name: str, span: Span, width: int) -> Array:
         """Memory for a block, (heads, rows, width); (rows, width) for one head. Overwritten by the next block."""

@@ -306,6 +306,31 @@ void factors(const T* points, int64_t m, int64_t d, T scale, T precision, T unit
         column[d + 1] = row[d + 1] * unit;
     }
 }
+
+// All that attention needs of batches of landmarks (m, d): their kernel matrices W, X = (W + ridge I)^-1 with its evidence and its
+// Frobenius norm, and their factors. False where a landmark is beyond `limit` (in double) or `narrow` (in their type). `memory` holds
+// (m + 1) (d + 8) + m + batch (m + 1) doubles, `scratch` what `invert` needs.
+template <typename T>
+bool landmarks(const T* points, int64_t batch, int64_t m, int64_t d, double ridge, double scale, double unit, double limit, double narrow,
+    double lowest, double* w, double* x, double* evidence, T* center, T* moved, T* rows, T* columns, double* memory, void* scratch) {
+    double* ridges = memory + (m + 1) * (d + 8) + m;
+    T* squares = reinterpret_cast<T*>(ridges + batch);
+    for (int64_t i = 0; i < batch; ++i) {
+        if (!kernel_matrix(points + i * m * d, m, d, scale, limit, lowest, w + i * m * m, memory)) return false;
+        factors(points + i * m * d, m, d, T(scale), T(scale * scale), T(unit), center + i * d, moved + i * m * d, squares,
+            rows + i * m * (d + 2), columns + i * m * (d + 2));
+        for (int64_t j = 0; j < m; ++j)
+            if (squares[j] > T(narrow)) return false;
+        ridges[i] = ridge;
+    }
+    invert(w, ridges, batch, m, x, evidence, scratch);
+    for (int64_t i = 0; i < batch; ++i) {
+        double sum = 0;
+        for (int64_t j = 0; j < m * m; ++j) sum += x[i * m * m + j] * x[i * m * m + j];
+        evidence[3 * batch + i] = std::sqrt(sum);
+    }
+    return true;
+}
 }  // namespace
 
 // `a` and `out` (batch, m, m), `ridge` (batch), `evidence` (3, batch): traces of B and X, and the miss; all contiguous.
@@ -355,6 +380,16 @@ void softlinalg_factors_double(
     for (int64_t i = 0; i < batch; ++i)
         factors(points + i * m * d, m, d, scale, scale * scale, unit, center + i * d, w + i * m * d, squares + i * m, rows + i * m * (d + 2),
             columns + i * m * (d + 2));
+}
+int32_t softlinalg_landmarks_float(const float* points, int64_t batch, int64_t m, int64_t d, double ridge, double scale, double unit, double limit,
+    double narrow, double lowest, double* w, double* x, double* evidence, float* center, float* moved, float* rows, float* columns, double* memory,
+    void* scratch) {
+    return landmarks(points, batch, m, d, ridge, scale, unit, limit, narrow, lowest, w, x, evidence, center, moved, rows, columns, memory, scratch);
+}
+int32_t softlinalg_landmarks_double(const double* points, int64_t batch, int64_t m, int64_t d, double ridge, double scale, double unit, double limit,
+    double narrow, double lowest, double* w, double* x, double* evidence, double* center, double* moved, double* rows, double* columns, double* memory,
+    void* scratch) {
+    return landmarks(points, batch, m, d, ridge, scale, unit, limit, narrow, lowest, w, x, evidence, center, moved, rows, columns, memory, scratch);
 }
 int64_t softlinalg_scratch_bytes(int64_t m) {
     const int64_t p = (m + TILE - 1) / TILE * TILE;

@@ -16,7 +16,7 @@ import numpy as np
 
 from softlinalg import _compiled
 
-__all__ = ["clamped_exp_in_place", "inverse_vjp", "invert", "kernel_matrix", "landmark_factors", "load", "loaded_or_why_not"]
+__all__ = ["clamped_exp_in_place", "inverse_vjp", "invert", "kernel_matrix", "landmark_factors", "landmarks", "load", "loaded_or_why_not"]
 
 _log = logging.getLogger(__name__)
 
@@ -127,6 +127,41 @@ def landmark_factors(points: _Array, scale: float, unit: float) -> tuple[_Array,
     return made
 
 
+def landmarks(
+    points: _Array, scale: float, ridge: float, unit: float, limits: tuple[float, float], lowest: float
+) -> tuple[_Array, ...] | None:
+    """What `kernel_matrix`, `invert` and `landmark_factors` give, in one call; None where the code does not serve, or a point is far.
+
+    Parameters
+    ----------
+    points : array, shape (B, m, d)
+        float32 or float64.
+    scale, ridge, unit, lowest : float
+        As there.
+    limits : tuple of two floats
+        Of the squares of points less their mean, times scale squared: in float64, and in the type of the points.
+
+    Returns
+    -------
+    kernel, inverse, evidence, center, w, rows, columns : arrays
+        `evidence` has a fourth row, the Frobenius norms of the inverses; the first three are float64.
+    """
+    kernels = load() if _serves_points(points) else None
+    if kernels is None:
+        return None
+    points = np.ascontiguousarray(points)
+    batch, m, d = points.shape
+    wide = [np.empty(shape) for shape in ((batch, m, m), (batch, m, m), (4, batch))]
+    narrow = [np.empty(shape, dtype=points.dtype) for shape in ((batch, 1, d), (batch, m, d), (batch, m, d + 2), (batch, m, d + 2))]
+    memory = np.empty((m + 1) * (d + 8) + m + batch * (m + 1) + kernels.softlinalg_scratch_bytes(m) // 8 + 1)
+    scratch = memory[(m + 1) * (d + 8) + m + batch * (m + 1) :]
+    function = _of_type(kernels, "landmarks", points.dtype)
+    made = (*wide, *narrow)
+    addresses = (a.ctypes.data for a in (*made, memory, scratch))
+    near = function(points.ctypes.data, batch, m, d, ridge, scale, unit, *limits, lowest, *addresses)
+    return made if near else None
+
+
 def inverse_vjp(x: _Array, grad: _Array, w: _Array, points: _Array, scale: float) -> _Array | None:
     """Gradient of sum(grad * (W + ridge I)^-1) with respect to the few points of W, or None where the code does not serve.
 
@@ -204,6 +239,8 @@ def _bind(kernels: ctypes.CDLL) -> None:
         function.restype, function.argtypes = ctypes.c_int32, (pointer, number, number, number, real, real, real, pointer, pointer)
     for function in (kernels.softlinalg_inverse_vjp_float, kernels.softlinalg_inverse_vjp_double):
         function.restype, function.argtypes = None, (*[pointer] * 4, number, number, number, real, pointer, pointer)
+    for function in (kernels.softlinalg_landmarks_float, kernels.softlinalg_landmarks_double):
+        function.restype, function.argtypes = ctypes.c_int32, (pointer, *[number] * 3, *[real] * 6, *[pointer] * 9)
     for function in (kernels.softlinalg_factors_float, kernels.softlinalg_factors_double):
         function.restype, function.argtypes = None, (pointer, number, number, number, real, real, *[pointer] * 5)
 

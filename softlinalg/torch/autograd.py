@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softlinalg import _arrays, _attention, _attention_blocks, _inputs
 from softlinalg._attention import InverseSettings
-from softlinalg._attention_blocks import Columns, Forward
+from softlinalg._attention_blocks import Columns, Factors, Forward
 from softlinalg._newton_pinv import newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._pinv import ridge_inverse_jvp, ridge_inverse_vjp
 from softlinalg._settings import is_one_of, shown
@@ -267,14 +267,14 @@ class _KernelInverse(torch.autograd.Function):
         return moved.to(landmarks.dtype), None, None, None, None
 
 
-def kernel_inverse(landmarks: Tensor, scale: float, settings: InverseSettings, gradient: str) -> Tensor:
-    """The inverse of `landmark_kernel`: of few plain landmarks at one go, else in two steps."""
+def kernel_inverse(landmarks: Tensor, scale: float, settings: InverseSettings, gradient: str) -> tuple[Tensor, Factors | None]:
+    """The inverse of `landmark_kernel`: of few plain landmarks at one go, with what that has made for `Columns`; else in two steps."""
     if settings.normalization != "published" and is_plain(landmarks):
         found = _attention.kernel_and_inverse(landmarks.detach(), scale, settings, xp=xp)
         if found is not None:
-            w, x = found
-            return _KernelInverse.apply(landmarks, w, x, scale, settings) if _records(landmarks) else x  # type: ignore[no-untyped-call,no-any-return]
-    return inverse_of(landmark_kernel(landmarks, scale, settings), settings, gradient)
+            w, x, factors = found
+            return (_KernelInverse.apply(landmarks, w, x, scale, settings) if _records(landmarks) else x), factors  # type: ignore[no-untyped-call]
+    return inverse_of(landmark_kernel(landmarks, scale, settings), settings, gradient), None
 
 
 def landmark_kernel(landmarks: Tensor, scale: float, settings: InverseSettings) -> Tensor:

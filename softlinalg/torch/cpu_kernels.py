@@ -216,7 +216,7 @@ class _Job:
 
     def goes_by_heads(self, count: int) -> bool:
         """Does each thread finish heads of its own, while their features are in the cache?"""
-        return self.members % count == 0 or self.members >= 4 * count
+        return bool(self.members % count == 0 or self.members >= 4 * count)
 
     def run(self, count: int, plan: Callable[[int, _Work], _Steps]) -> None:
         """The steps of `plan(i, work)` for i < count, as many of them for each i, each i on a thread and with scratch memory of its own."""
@@ -309,7 +309,7 @@ def attend_vjp(
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     job = _Job(kernels, q, k, v, columns)
     job.work.features_apart, job.work.grad_counts = m * kernels.padded(n, q.dtype), 1
-    dq, dv, dk = _like(q), _like(v), None if k is None else _like(k)
+    dq, dv, dk = _like(q), _like(v), None
     job.give(grad=grad, dq=dq, dv=dv)
     rows = columns.rows[..., :d].contiguous()
     job.point(features=saved.features, moment=saved.moment, x=x.to(torch.float64).expand(b, h, m, m), rows=rows)
@@ -333,6 +333,7 @@ def attend_vjp(
         keys = _Job(kernels, k, None, v, columns)
         keys.work.features_apart = m * kernels.padded(k.shape[-2], k.dtype)
         keys.work.v_counts = 1
+        dk = _like(k)
         keys.give(dq=dk, dv=dv)
         keys.point(rows=rows, dmoment=dmoment, features=saved.key_features)
         dw = dw + keys.sums(_PULL, k.shape[-2], d + 1)

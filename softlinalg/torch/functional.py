@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlinalg import _arrays, _attention, _attention_full, _attention_groups, _inputs
-from softlinalg._attention_blocks import Columns
+from softlinalg._attention_blocks import Columns, Factors
 from softlinalg._attention_full import AttentionError
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
@@ -127,12 +127,14 @@ def soft_attention(
         common = q.dtype if k is None and v.dtype == q.dtype else _common_type(q, k, v)
         work = _arrays.compute_dtype(common, xp=xp)
         landmarks = landmarks.to(work)
-        x = autograd.kernel_inverse(landmarks, scale, settings, gradient)
+        x, factors = autograd.kernel_inverse(landmarks, scale, settings, gradient)
         heads = q.shape[1]
         q, k, v = q.to(common), None if k is None else _per_head(k.to(common), heads), _per_head(v.to(common), heads)
+        if landmarks.shape[:2] != q.shape[:2]:  # the factors are of each head
+            factors = None
         landmarks, x = _per_head(landmarks, heads), _per_head(x, heads)
         hidden = None if key_padding_mask is None else key_padding_mask[:, None, :]
-        out = _attend(q, k, v, landmarks, x, hidden, scale, normalization, work)
+        out = _attend(q, k, v, landmarks, x, hidden, scale, normalization, work, factors)
     return out.to(result)
 
 
@@ -146,12 +148,13 @@ def _attend(
     scale: float,
     normalization: str | None,
     work: torch.dtype,
+    factors: Factors | None,
 ) -> Tensor:
     """The attention in reused memory where the tensors are plain, else composed of differentiable operations."""
     if autograd.is_plain(q, k, v, landmarks, x, hidden):
         b, h = q.shape[:2]
         spread = landmarks.expand(b, h, *landmarks.shape[2:])
-        columns = Columns(spread.detach(), 1 / scale, xp=xp)
+        columns = Columns(spread.detach(), 1 / scale, xp=xp, factors=factors)
         if columns.near_landmarks():
             absent = None if hidden is None else hidden.expand(b, h, -1)
             if normalization != "symmetric":

@@ -182,7 +182,7 @@ def sequence_parallel_attention(
         work = _arrays.compute_dtype(result, xp=xp)
         q, v = q.to(work), v.to(work)
         points: Tensor = _Gather.apply(landmarks.to(work), group)  # type: ignore[no-untyped-call]
-        x = autograd.kernel_inverse(points, scale, settings, "exact").to(work)
+        x = autograd.kernel_inverse(points, scale, settings, "exact")[0].to(work)
         hidden = None if key_padding_mask is None else key_padding_mask[:, None, :].expand(q.shape[:3])
         columns = Columns(points.detach(), 1 / scale, xp=xp) if autograd.is_plain(q, v, points, x, hidden) else None
         if columns is not None and columns.near_landmarks():  # alike on all ranks, whose landmarks are the same

@@ -172,6 +172,19 @@ def test_the_rounding_analysis_is_not_believed_where_the_library_is_wrong():
     assert np.isinf(result.residual[1:]).all()
 
 
+@given(
+    st.floats(0, 1e6) | st.sampled_from([math.nan, -1.0]),
+    st.floats(0, 1e10) | st.sampled_from([math.nan, math.inf, -1.0]),
+    st.floats(0, 1) | st.floats(0, 1e-12) | st.just(math.nan),
+    st.integers(1, 300),
+)
+def test_plain_numbers_are_judged_as_arrays_are(trace_b: float, trace_x: float, worst: float, m: int) -> None:
+    evidence = certificates.CholeskyEvidence(*(np.asarray([x]) for x in (trace_b, trace_x, worst)))
+    with np.errstate(all="ignore"):
+        residual = certificates.judge_cholesky(evidence, m, xp=np_xp).residual
+    np.testing.assert_allclose(certificates.cholesky_residual(trace_b, trace_x, worst, m), residual[0], rtol=1e-12)
+
+
 @settings(max_examples=60)
 @given(
     m=st.integers(1, 6),

@@ -229,6 +229,52 @@ def test_factors_of_landmarks_are_those_of_the_formula(dtype: type, monkeypatch:
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "d"), [(1, 1), (7, 3), (49, 32), (12, 8)])
+def test_all_of_landmarks_at_once_is_what_the_parts_give(dtype: type, m: int, d: int) -> None:
+    points = np.random.default_rng(0).standard_normal((3, m, d)).astype(dtype)
+    found = _native.landmarks(points, 0.4, 0.01, 1.4, (1e4, 1e4), -300.0)
+    kernel, parts = _native.kernel_matrix(points, 0.4, 1e4, -300.0), _native.landmark_factors(points, 0.4, 1.4)
+    assert found is not None
+    assert kernel is not None
+    assert kernel[0] is not None
+    assert parts is not None
+    inverse = _native.invert(kernel[0], np.full(3, 0.01))
+    assert inverse is not None
+    norms = np.linalg.norm(inverse[0], axis=(-2, -1))
+    center, w, _, rows, columns = parts
+    for ours, theirs in zip(found, (kernel[0], inverse[0], None, center, w, rows, columns), strict=True):
+        if theirs is None:
+            np.testing.assert_array_equal(ours[:3], inverse[1])
+            np.testing.assert_allclose(ours[3], norms, rtol=m * m * np.finfo(float).eps)
+        else:
+            np.testing.assert_array_equal(ours, theirs)
+    moved = points.copy()
+    moved[1, 0] += dtype(1e3)
+    for limits in ((1.0, 1e9), (1e9, 1.0)):
+        assert (_native.landmarks(moved, 0.4, 0.01, 1.4, limits, -300.0) is None) == (m > 1)  # one point is its own mean
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "d"), [(1, 1), (7, 3), (49, 32), (12, 8)])
+def test_the_gradient_of_inverses_is_that_of_the_formula(dtype: type, m: int, d: int) -> None:
+    rng = np.random.default_rng(0)
+    points, grad = rng.standard_normal((2, m, d)).astype(dtype), rng.standard_normal((2, m, m))
+    w = _attention_blocks.landmark_matrix(points, 0.6, xp=_linalg.np)
+    x = np.linalg.inv(w + 0.1 * np.eye(m))
+    x = (x + x.swapaxes(-1, -2)) / 2
+    found = _native.inverse_vjp(x, grad, w, points, 0.6)
+    slope = -x @ (grad + grad.swapaxes(-1, -2)) / 2 @ x
+    expected = _attention_blocks.landmark_matrix_vjp(slope, points, w, 0.6, xp=_linalg.np)
+    assert found is not None
+    size = np.abs(x).sum(-1).max() ** 2 * np.abs(grad).sum(-1).max() * max(1.0, np.abs(points).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=m * np.finfo(float).eps * size)
+    if m > 1:
+        assert np.abs(found).max() > 1e-3
+
+
+@compiled
 def test_points_that_are_many_or_wide_go_the_other_way() -> None:
     for points in (
         np.zeros((1, 201, 3)),
@@ -239,6 +285,9 @@ def test_points_that_are_many_or_wide_go_the_other_way() -> None:
     ):
         assert _native.kernel_matrix(points, 1.0, 1e4, -300.0) is None
         assert _native.landmark_factors(points, 1.0, 1.0) is None
+        assert _native.landmarks(points, 1.0, 0.1, 1.0, (1e4, 1e4), -300.0) is None
+        square = np.zeros((*points.shape[:-1], points.shape[-2]))
+        assert _native.inverse_vjp(square, square, square, points, 1.0) is None
 
 
 # -------------------------------------------------------------------------------------- where there is no compiler
