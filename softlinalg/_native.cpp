@@ -208,13 +208,25 @@ template <typename T> void invert(const T* a, const double* ridge, int64_t batch
 // ------------------------------------------------------------------------------------------- few points, many calls
 // A few dozen points make a dozen operations of NumPy, each of which takes longer to call than to compute.
 
+// Exponents of row i of a kernel matrix from column j on, W vectors of them.
+template <int W>
+inline void exponents_of_row(const double* z, const double* squares, int64_t p, int64_t d, int64_t i, int64_t j, double* to) {
+    V sum[W] = {};
+    for (int64_t c = 0; c < d; ++c)
+#pragma GCC unroll 4
+        for (int w = 0; w < W; ++w) sum[w] += z[c * p + i] * at(z + c * p + j + w * LANES);
+#pragma GCC unroll 4
+    for (int w = 0; w < W; ++w) at(to + w * LANES) = squares[i] + at(squares + j + w * LANES) + sum[w];
+}
+
 // Gaussian kernel matrices of points (m, d) less their mean, times `scale`, in double: exactly symmetric, with a unit diagonal; zero
-// where the exponent is <= lowest. False where the square of a point is above `limit`. `memory` holds (m + 1) padded + m doubles.
+// where the exponent is <= lowest. False where the square of a point is above `limit`. `memory` holds (m + 8) (d + 2) doubles.
 template <typename T>
 bool kernel_matrix(const T* points, int64_t m, int64_t d, double scale, double limit, double lowest, double* out, double* memory) {
-    const int64_t padded = (d + LANES - 1) / LANES * LANES;
-    double *z = memory, *mean = z + m * padded, *squares = mean + padded;
-    std::memset(memory, 0, sizeof(double) * (m + 1) * padded);
+    constexpr int AT_ONCE = 4;
+    const int64_t p = (m + LANES - 1) / LANES * LANES;
+    double *z = memory, *squares = z + d * p, *mean = squares + p;  // z is (d, p): the lanes of a vector are points
+    std::memset(memory, 0, sizeof(double) * (d * p + p + d));
     for (int64_t i = 0; i < m; ++i)
         for (int64_t c = 0; c < d; ++c) mean[c] += double(points[i * d + c]);
     for (int64_t c = 0; c < d; ++c) mean[c] /= double(m);
@@ -222,23 +234,25 @@ bool kernel_matrix(const T* points, int64_t m, int64_t d, double scale, double l
         double sum = 0;
         for (int64_t c = 0; c < d; ++c) {
             const double moved = (double(points[i * d + c]) - mean[c]) * scale;
-            z[i * padded + c] = moved;
+            z[c * p + i] = moved;
             sum += moved * moved;
         }
         if (sum > limit) return false;
         squares[i] = -0.5 * sum;
     }
     for (int64_t i = 0; i < m; ++i) {
-        for (int64_t j = 0; j < i; ++j) {
-            V sum = {};
-            for (int64_t c = 0; c < padded; c += LANES) sum += at(z + i * padded + c) * at(z + j * padded + c);
-            double product = 0;
-            for (int lane = 0; lane < LANES; ++lane) product += sum[lane];
-            out[i * m + j] = squares[i] + squares[j] + product;
+        double* row = out + i * m;
+        int64_t j = 0;
+        for (; j < i && j + AT_ONCE * LANES <= m; j += AT_ONCE * LANES) exponents_of_row<AT_ONCE>(z, squares, p, d, i, j, row + j);
+        for (; j < i && j + LANES <= m; j += LANES) exponents_of_row<1>(z, squares, p, d, i, j, row + j);
+        if (j < i) {
+            double last[LANES];
+            exponents_of_row<1>(z, squares, p, d, i, j, last);
+            std::memcpy(row + j, last, sizeof(double) * (m - j));
         }
-        exponentials_of<double, false>(out + i * m, i, lowest);
-        for (int64_t j = 0; j < i; ++j) out[j * m + i] = out[i * m + j];
-        out[i * m + i] = 1.0;
+        exponentials_of<double, false>(row, i, lowest);
+        for (int64_t k = 0; k < i; ++k) out[k * m + i] = row[k];
+        row[i] = 1.0;
     }
     return true;
 }
@@ -309,11 +323,11 @@ void factors(const T* points, int64_t m, int64_t d, T scale, T precision, T unit
 
 // All that attention needs of batches of landmarks (m, d): their kernel matrices W, X = (W + ridge I)^-1 with its evidence and its
 // Frobenius norm, and their factors. False where a landmark is beyond `limit` (in double) or `narrow` (in their type). `memory` holds
-// (m + 1) (d + 8) + m + batch (m + 1) doubles, `scratch` what `invert` needs.
+// (m + 8) (d + 2) + batch (m + 1) doubles, `scratch` what `invert` needs.
 template <typename T>
 bool landmarks(const T* points, int64_t batch, int64_t m, int64_t d, double ridge, double scale, double unit, double limit, double narrow,
     double lowest, double* w, double* x, double* evidence, T* center, T* moved, T* rows, T* columns, double* memory, void* scratch) {
-    double* ridges = memory + (m + 1) * (d + 8) + m;
+    double* ridges = memory + (m + 8) * (d + 2);
     T* squares = reinterpret_cast<T*>(ridges + batch);
     for (int64_t i = 0; i < batch; ++i) {
         if (!kernel_matrix(points + i * m * d, m, d, scale, limit, lowest, w + i * m * m, memory)) return false;

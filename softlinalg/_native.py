@@ -102,7 +102,7 @@ def kernel_matrix(points: _Array, scale: float, limit: float, lowest: float) -> 
         return None
     points = np.ascontiguousarray(points)
     batch, m, d = points.shape
-    out, memory = np.empty((batch, m, m)), np.empty((m + 1) * (d + 8) + m)
+    out, memory = np.empty((batch, m, m)), np.empty((m + 8) * (d + 2))
     function = _of_type(kernels, "kernel", points.dtype)
     near = function(points.ctypes.data, batch, m, d, scale, limit, lowest, out.ctypes.data, memory.ctypes.data)
     return (out if near else None,)
@@ -153,11 +153,11 @@ def landmarks(
     batch, m, d = points.shape
     wide = [np.empty(shape) for shape in ((batch, m, m), (batch, m, m), (4, batch))]
     narrow = [np.empty(shape, dtype=points.dtype) for shape in ((batch, 1, d), (batch, m, d), (batch, m, d + 2), (batch, m, d + 2))]
-    memory = np.empty((m + 1) * (d + 8) + m + batch * (m + 1) + kernels.softlinalg_scratch_bytes(m) // 8 + 1)
-    scratch = memory[(m + 1) * (d + 8) + m + batch * (m + 1) :]
+    own = (m + 8) * (d + 2) + batch * (m + 1)
+    memory = np.empty(own + kernels.softlinalg_scratch_bytes(m) // 8 + 1)
     function = _of_type(kernels, "landmarks", points.dtype)
     made = (*wide, *narrow)
-    addresses = (a.ctypes.data for a in (*made, memory, scratch))
+    addresses = (a.ctypes.data for a in (*made, memory, memory[own:]))
     near = function(points.ctypes.data, batch, m, d, ridge, scale, unit, *limits, lowest, *addresses)
     return made if near else None
 
