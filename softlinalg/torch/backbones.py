@@ -74,8 +74,10 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (batch, rows * columns, width) of an image, and their grid."""
+        if self.training and image.device.type == "cpu":
+            image = image.contiguous()  # gradients of large channels-last maps take oneDNN twice as long as those of other maps
         image = self.proj(image)
-        return image.flatten(2).mT, (image.shape[2], image.shape[3])
+        return image.flatten(2).mT.contiguous(), (image.shape[2], image.shape[3])
 
 
 class SoftmaxAttention(nn.Module):
