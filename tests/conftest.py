@@ -77,14 +77,30 @@ UNCOUNTED = ("jax", "torch", "strict", "cupy", "readonly", "compile", "traced", 
 """Words in the names of tests there that do not count."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count the covered lines of the core where NumPy runs it, in its own tests.
+COMPILED_ELSEWHERE = {
+    "test_pinv.py::test_every_backend_gives_the_same_certified_result[jax-chebyshev]": "JAX compiles the newton and auto methods here",
+    "test_nystrom.py::test_every_library_gives_the_same_approximation_and_keeps_its_input[jax-float32]": "JAX runs it in float64",
+    "test_nystrom_files.py::test_files_are_read_into_any_library[jax-.npz]": "JAX reads the other kind of file",
+}
+"""Tests of a library that compiles every shape for ten seconds and more, and what shows the same."""
 
-    Counting slows Python by a third, most of all the tracing of JAX and PyTorch, whose tests show nothing of the core that these do not.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count the covered lines of the core where NumPy runs it, in its own tests; leave out what is for thorough runs alone.
+
+    Counting slows Python by a third, most of all the tracing of JAX and PyTorch, whose tests show nothing of the core that these do not,
+    and properties, which run the same lines a hundred times.
     """
     for item in items:
-        if item.path.parent.name not in COUNTED or any(word in item.name for word in UNCOUNTED):
+        property_test = hasattr(getattr(item, "obj", None), "hypothesis")
+        if property_test or item.path.parent.name not in COUNTED or any(word in item.name for word in UNCOUNTED):
             item.add_marker("no_cover")
+        same = f"{item.path.name}::{item.name}"
+        if same in COMPILED_ELSEWHERE:
+            item.add_marker(pytest.mark.thorough(COMPILED_ELSEWHERE[same]))
+        thorough = item.get_closest_marker("thorough")
+        if thorough is not None and os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+            item.add_marker(pytest.mark.skip(reason=f"runs with HYPOTHESIS_PROFILE=thorough: {thorough.args[0]}"))
 
 
 @dataclass(frozen=True)

@@ -304,7 +304,9 @@ def test_gradients_agree_with_torch_and_jax():
         np.testing.assert_allclose(np.asarray(gradient), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["auto", "chebyshev", "newton"])
+@pytest.mark.parametrize(
+    "method", ["auto", pytest.param("chebyshev", marks=pytest.mark.thorough("newton is traced the same way")), "newton"]
+)
 def test_tracing_by_jax_and_torch_gives_the_eager_result(method):
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
     a = np.stack([gaussian_core(6, 2, s, np.random.default_rng(10)) for s in (1.0, 0.3)]).astype("float32")
