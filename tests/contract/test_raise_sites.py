@@ -94,6 +94,12 @@ CORE: dict[str, Refusal] = {
     "other data for a file": (
         lambda: softlinalg.NystromDecomposition.load(saved(Gaussian(1.0)), x=X[:5]), errors.ShapeError,
         r"load: x must be the data of the file, shape \(12, 3\) and dtype float64; got \(5, 3\), float64. Pass those."),
+    "objects in blocks": (
+        lambda: stream(lambda: iter([[[1.0], [1.0, 2.0]]])), errors.DTypeError,
+        "nystrom_stream: source must be blocks of numbers; got list. Pass arrays, or pairs of arrays."),
+    "an array of targets for a table": (
+        lambda: softlinalg.nystrom_stream("table.csv", Gaussian(1.0), rank=3, targets=Y), errors.ParameterError,
+        "nystrom_stream: targets must be named for files of tables; got an array. Pass the name of the column."),
     "a kernel without a factor": (
         lambda: softlinalg.refine_landmarks(X, X[:3], kernel=Own(lambda x, y: -np.ones((len(x), len(y))))), errors.SoftlinalgError,
         "refine_landmarks: "),

@@ -335,6 +335,11 @@ def test_conversion_of_an_image_model_takes_a_tensor():
     assert len(report.layers) == 2
 
 
+def test_a_classifier_of_whole_maps_is_refused():
+    with pytest.raises(ParameterError, match="global_pool must leave one vector for each image; got 'none'"):
+        hf.SoftForImageClassification(tiny_config(global_pool="none"))
+
+
 def test_conversion_refuses_what_it_cannot_convert():
     config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=1, n_head=2)
     model = transformers.GPT2Model(config)
@@ -349,5 +354,7 @@ def test_conversion_refuses_what_it_cannot_convert():
             hf.convert(wrong, torch.randn(1, 3, 32, 32))
     with pytest.raises(ParameterError, match="sample_inputs must hold"):
         hf.convert(bert("sdpa"), [])
+    with pytest.raises(ParameterError, match="sample_inputs must be tensors or mappings of them; got 3"):
+        hf.convert(bert("sdpa"), [words(), 3])
     with pytest.raises(ParameterError, match="max_error must be"):
         hf.convert(bert("sdpa"), words(), max_error=-1.0)
