@@ -97,6 +97,12 @@ CORE: dict[str, Refusal] = {
     "objects in blocks": (
         lambda: stream(lambda: iter([[[1.0], [1.0, 2.0]]])), errors.DTypeError,
         "nystrom_stream: source must be blocks of numbers; got list. Pass arrays, or pairs of arrays."),
+    "ragged targets": (
+        lambda: stream(X, targets=[[1.0, 2.0], [3.0]]), errors.DTypeError,
+        "nystrom_stream: targets must be blocks of numbers; got list. Pass arrays"),
+    "a function of arguments": (
+        lambda: stream(len), errors.ParameterError,
+        r"nystrom_stream: source must be callable without arguments, if it is a function; got 'len\(\) takes exactly one argument"),
     "an array of targets for a table": (
         lambda: softlinalg.nystrom_stream("table.csv", Gaussian(1.0), rank=3, targets=Y), errors.ParameterError,
         "nystrom_stream: targets must be named for files of tables; got an array. Pass the name of the column."),
@@ -219,3 +225,16 @@ def test_suites_report_functions_that_return_no_matrix() -> None:
 def test_a_refusal_says_what_came_and_what_to_do(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_what_a_source_raises_is_passed_on() -> None:
+    def blocks() -> Any:
+        return len(3)  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match="has no len"):
+        stream(blocks)
+
+
+def test_rows_may_be_a_buffer() -> None:
+    """Which iterates, but not over two axes."""
+    assert stream(memoryview(X)).decomposition.shape == (12, 12)
