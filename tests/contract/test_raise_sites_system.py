@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import shutil
 import struct
 import sys
@@ -16,15 +17,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import array_api_compat.numpy
 import numpy as np
 import pytest
 import torch
 
 import softlinalg
-from softlinalg import Gaussian, NystromDecomposition, _cli_model, _compiled, _inversion, _nystrom_io, _nystrom_solve, cli, errors
+from softlinalg import (
+    Gaussian,
+    NystromDecomposition,
+    _arrays,
+    _cli_model,
+    _cli_report,
+    _compiled,
+    _inversion,
+    _landmark_refinement,
+    _nystrom_io,
+    _nystrom_solve,
+    cli,
+    errors,
+)
 from softlinalg import _streaming_checkpoint as checkpoint
-from softlinalg.testing import _layouts, suites
-from softlinalg.torch import cpu_kernels, load_published_weights
+from softlinalg._cli_options import CommandError
+from softlinalg.testing import _gallery_matrices, _layouts, suites
+from softlinalg.torch import checkpoints, cpu_kernels, load_published_weights
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(12, 3)), RNG.normal(size=12)
@@ -210,7 +226,107 @@ def test_data_types_that_a_library_lacks_are_refused() -> None:
         _layouts.place(X, xp="array_api_strict", dtype="bfloat16")
 
 
+def test_the_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mpmath", "safetensors", "safetensors.torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="gallery needs mpmath for this matrix"):
+        _gallery_matrices.mpmath_module()
+    with pytest.raises(errors.CheckpointError, match="need the package safetensors; it is not installed"):
+        checkpoints._safetensors()
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else real(name, *rest))
+    with pytest.raises(errors.ParameterError, match="suite: backend must be installed; got 'torch', which is not"):
+        suites.pinv(np.linalg.pinv, backend="torch", cases=1, profile="smoke")
+
+
+@pytest.mark.parametrize(
+    ("module", "hidden", "words"),
+    [
+        ("softlinalg.torch.timm", {"timm": None}, 'timm, PyTorch Image Models, is needed; got "No module named'),
+        ("softlinalg.torch.timm", {"timm": types.ModuleType("timm")}, "is needed; got \"No module named 'timm.models'"),
+        ("softlinalg.torch.huggingface", {"transformers": None}, "transformers is needed; it is not installed"),
+        ("softlinalg.testing.strategies", {"hypothesis": None}, "needs hypothesis, which is not installed"),
+    ],
+)
+def test_modules_whose_library_is_missing_name_it(monkeypatch: pytest.MonkeyPatch, module: str, hidden: dict[str, Any], words: str) -> None:
+    for name, value in hidden.items():
+        monkeypatch.setitem(sys.modules, name, value)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    found = importlib.util.find_spec(module)
+    assert found is not None
+    assert found.loader is not None
+    with pytest.raises(ImportError, match=words):
+        found.loader.exec_module(importlib.util.module_from_spec(found))
+
+
+# ---------------------------------------------------------------------------------------------- the command line
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert cli.main(argv) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message.removeprefix("softlinalg: error: ")
+
+
+def test_data_that_cannot_be_fitted_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.csv").touch()
+    np.save(tmp_path / "huge.npy", np.column_stack([X * [1.0, 1e200, 1.0], Y]))
+    fit = ["--target", "-1", "--rank", "3", "--output", str(tmp_path / "model"), "--quiet"]
+    assert "is a folder; name a file that ends in" in refused(capsys, "fit", str(tmp_path), *fit)
+    assert "the file is empty" in refused(capsys, "fit", str(tmp_path / "empty.csv"), *fit)
+    assert "has values too large to standardize; leave it out with --drop" in refused(
+        capsys, "fit", str(tmp_path / "huge.npy"), *fit, "--standardize"
+    )
+
+
+def test_places_that_nobody_may_write_to_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    np.save(tmp_path / "t.npy", np.column_stack([X, Y]))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # an administrator may write anywhere
+    fit = ["fit", str(tmp_path / "t.npy"), "--target", "-1", "--rank", "3", "--quiet"]
+    assert "cannot be written: permission denied" in refused(capsys, *fit, "--output", str(tmp_path / "model"))
+    predict = ["predict", str(tmp_path / "t.npy"), "--model", str(model)]
+    assert "cannot be written: permission denied" in refused(capsys, *predict, "--output", str(tmp_path / "p.csv"))
+
+
+def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(CommandError, match=r"a\.html: cannot be written: No space left on device"):
+        _cli_report.write_file(tmp_path / "a.html", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
 # -------------------------------------------------------------------------------------------- routines that fail
+def test_memory_that_is_refused_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = softlinalg.nystrom(X, KERNEL, landmarks=[0, 5])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(_arrays, "empty_like_shape", fail)
+    with pytest.raises(errors.ResourceError, match="the result must fit in memory; got a need of"):
+        d.solve(Y, ridge=0.5)
+
+
+def test_a_stream_of_a_kernel_with_another_diagonal_is_refused() -> None:
+    def kernel(x: Any, y: Any = None) -> Any:
+        return KERNEL(x, y)
+
+    kernel.diagonal = lambda x: np.full(len(x), 0.1)  # type: ignore[attr-defined]
+    with pytest.raises(errors.NumericalError, match="nystrom_stream: kernel must bound its approximation; got 11 rows explained beyond it"):
+        softlinalg.nystrom_stream(X, kernel, landmarks=X[:3], threads=1)
+
+
+def test_a_core_with_a_negative_eigenvalue_has_no_factor() -> None:
+    core = np.where(np.eye(3, dtype=bool), 1.0, 3.0)
+    rows: Any = types.SimpleNamespace(xp=array_api_compat.numpy, dtype=core.dtype)
+    with pytest.raises(errors.NumericalError, match="must be positive semi-definite; got a matrix without Cholesky factor"):
+        _landmark_refinement._inverse_factor(core, rows, func="refine_landmarks")
+
+
 def test_a_routine_of_the_library_that_fails_is_a_numerical_error() -> None:
     def fail() -> None:
         raise np.linalg.LinAlgError("no convergence")
