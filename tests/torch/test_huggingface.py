@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 
 import pytest
 
@@ -157,6 +158,12 @@ def test_masks_that_are_no_key_masks_are_refused():
         interface.soft_forward(torch.nn.Identity(), x, x, x, torch.ones(2, 4))
     with pytest.raises(ParameterError, match="position_bias"):
         interface.soft_forward(torch.nn.Identity(), x, x, x, None, position_bias=torch.zeros(1, 2, 5, 5))
+    with pytest.raises(ParameterError, match="is_causal must be False; got True in Identity"):
+        interface.soft_forward(torch.nn.Identity(), x, x, x, None, is_causal=True)
+    odd = torch.nn.Identity()
+    odd.config = types.SimpleNamespace(softlinalg=3)
+    with pytest.raises(ParameterError, match="options must be a dict; got 3"):
+        interface.soft_forward(odd, x, x, x, None)
     # An additive mask in four dimensions that hides keys alone is a key mask.
     hidden = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()
     added = torch.zeros(2, 1, 5, 5).masked_fill(hidden[:, None, None], torch.finfo(torch.float32).min)
