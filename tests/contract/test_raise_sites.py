@@ -126,6 +126,9 @@ CORE: dict[str, Refusal] = {
     "a file of dask": (
         lambda: dask.open_npy("table.csv"), errors.ParameterError,
         r"softlinalg.dask.open_npy: path must end in .npy; got 'table.csv'. Read other files with dask.dataframe or dask.array."),
+    "a size of chunks that comes late": (
+        lambda: softlinalg.solve_kernel_ridge(X, Y, Gaussian(1.0), 0.1, approximation=softlinalg.nystrom(X, Gaussian(1.0), rank=3), chunk_size="x"),
+        errors.ParameterError, "solve_kernel_ridge: chunk_size must be a whole number >= 1; got 'x'. Pass"),
     "ragged targets": (
         lambda: stream(X, targets=[[1.0, 2.0], [3.0]]), errors.DTypeError,
         "nystrom_stream: targets must be blocks of numbers; got list. Pass arrays"),
@@ -273,6 +276,12 @@ def test_what_a_source_raises_is_passed_on() -> None:
 
     with pytest.raises(TypeError, match="has no len"):
         stream(blocks)
+
+
+def test_a_ridge_near_the_largest_number_is_solved_without_a_warning() -> None:
+    found = softlinalg.solve_kernel_ridge(X, Y, Gaussian(1.0), 1e308)
+    assert found.converged
+    np.testing.assert_allclose(found.value, Y / 1e308, rtol=1e-12)
 
 
 def test_rows_may_be_a_buffer() -> None:
