@@ -243,6 +243,9 @@ TORCH: dict[str, Refusal] = {
     "a grid": (
         lambda: st.SoftAttention(4, num_heads=2, landmarks=4).double()(IMAGE, (2, 3, 2)), errors.ShapeError,
         r"grid must be one or two whole numbers; got \(2, 3, 2\). Pass \(rows, columns\)."),
+    "a grid without axes": (
+        lambda: st.SoftAttention(4, num_heads=2, landmarks=4).double()(IMAGE, np.array(3)), errors.ShapeError,
+        r"grid must be one or two whole numbers; got ndarray. Pass \(rows, columns\)."),
     "a model": (lambda: st.diagnose(3), errors.SoftlinalgError, "model must be a module of PyTorch; got 3. Pass a SoftBackbone"),
     "an entry": (
         lambda: st.load_published_weights(torch.nn.Linear(3, 2), {"weight": torch.zeros(2, 3)}, entry=3), errors.ParameterError,
