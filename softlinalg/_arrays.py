@@ -229,7 +229,10 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
         return np.asarray(x.get())
     try:
         return np.asarray(x)
-    except (RuntimeError, TypeError, ValueError):  # on a device that NumPy cannot read
+    except (RuntimeError, TypeError, ValueError):
+        if not hasattr(x, "to_device"):
+            raise
+        # On a device that NumPy cannot read.
         return np.asarray(x.to_device(compat.array_namespace(x).__array_namespace_info__().default_device()))
 
 

@@ -176,6 +176,7 @@ def solve_kernel_ridge(
     compute = _arrays.compute_dtype(dtype, xp=xp)
     tol = TOLERANCE[_arrays.dtype_name(compute)] if tol is None else _inputs.real_scalar(tol, func=func, name="tol", maximum=1.0)
     cap = optional_count(max_steps, func=func, name="max_steps") or 1
+    chunk_size = optional_count(chunk_size, func=func, name="chunk_size")
     if approximation is None:
         count = optional_count(rank, func=func, name="rank", maximum=n) or min(n, RANK_FACTOR * math.isqrt(n) + 1)
         approximation = nystrom(x, kernel, rank=count, rng=rng, chunk_size=chunk_size, progress=progress)
@@ -445,7 +446,7 @@ def _block_cg(
         q = system.apply(p, in_float64=in_float64)
         steps += 1
         energy = xp.matrix_transpose(p) @ q
-        factor, ok = _linalg.cholesky((energy + xp.matrix_transpose(energy)) / 2, xp=xp)
+        factor, ok = _linalg.cholesky(energy / 2 + xp.matrix_transpose(energy) / 2, xp=xp)  # halves: their sum does not overflow
         if not bool(ok):
             break
         alpha = _cholesky_solve(factor, xp.matrix_transpose(p) @ r, xp=xp)

@@ -98,14 +98,7 @@ def kernel_matrix(points: _Array, scale: float, limit: float, lowest: float) -> 
     tuple of an array of shape (B, m, m) in float64, or of None where some point is beyond the limit
     """
     kernels = load() if _serves_points(points) else None
-    if kernels is None:
-        return None
-    points = np.ascontiguousarray(points)
-    batch, m, d = points.shape
-    out, memory = np.empty((batch, m, m)), np.empty((m + 8) * (d + 2))
-    function = _of_type(kernels, "kernel", points.dtype)
-    near = function(points.ctypes.data, batch, m, d, scale, limit, lowest, out.ctypes.data, memory.ctypes.data)
-    return (out if near else None,)
+    return None if kernels is None else (_call_kernel(kernels, points, scale, limit, lowest),)
 
 
 def landmark_factors(points: _Array, scale: float, unit: float) -> tuple[_Array, ...] | None:
@@ -117,14 +110,7 @@ def landmark_factors(points: _Array, scale: float, unit: float) -> tuple[_Array,
         The mean, the points less that, their squares times scale squared, and what `_attention_blocks.Columns` makes of them.
     """
     kernels = load() if _serves_points(points) else None
-    if kernels is None:
-        return None
-    points = np.ascontiguousarray(points)
-    batch, m, d = points.shape
-    made = tuple(np.empty(shape, dtype=points.dtype) for shape in ((batch, 1, d), (batch, m, d), (batch, m, 1), *[(batch, m, d + 2)] * 2))
-    function = _of_type(kernels, "factors", points.dtype)
-    function(points.ctypes.data, batch, m, d, scale, unit, *(x.ctypes.data for x in made))
-    return made
+    return None if kernels is None else _call_factors(kernels, points, scale, unit)
 
 
 def landmarks(
@@ -147,19 +133,7 @@ def landmarks(
         `evidence` has a fourth row, the Frobenius norms of the inverses; the first three are float64.
     """
     kernels = load() if _serves_points(points) else None
-    if kernels is None:
-        return None
-    points = np.ascontiguousarray(points)
-    batch, m, d = points.shape
-    wide = [np.empty(shape) for shape in ((batch, m, m), (batch, m, m), (4, batch))]
-    narrow = [np.empty(shape, dtype=points.dtype) for shape in ((batch, 1, d), (batch, m, d), (batch, m, d + 2), (batch, m, d + 2))]
-    own = (m + 8) * (d + 2) + batch * (m + 1)
-    memory = np.empty(own + kernels.softlinalg_scratch_bytes(m) // 8 + 1)
-    function = _of_type(kernels, "landmarks", points.dtype)
-    made = (*wide, *narrow)
-    addresses = (a.ctypes.data for a in (*made, memory, memory[own:]))
-    near = function(points.ctypes.data, batch, m, d, ridge, scale, unit, *limits, lowest, *addresses)
-    return made if near else None
+    return None if kernels is None else _call_landmarks(kernels, points, scale, ridge, unit, limits, lowest)
 
 
 def inverse_vjp(x: _Array, grad: _Array, w: _Array, points: _Array, scale: float) -> _Array | None:
@@ -180,14 +154,7 @@ def inverse_vjp(x: _Array, grad: _Array, w: _Array, points: _Array, scale: float
         float64.
     """
     kernels = load() if _serves_points(points) and x.dtype == grad.dtype == w.dtype == np.float64 else None
-    if kernels is None:
-        return None
-    x, grad, w, points = (np.ascontiguousarray(a) for a in (x, grad, w, points))
-    batch, m, d = points.shape
-    out, memory = np.empty((batch, m, d)), np.empty(3 * m * (m + 8) + (m + 2) * (d + 8))
-    function = _of_type(kernels, "inverse_vjp", points.dtype)
-    function(*(a.ctypes.data for a in (x, grad, w, points)), batch, m, d, scale**2, out.ctypes.data, memory.ctypes.data)
-    return out
+    return None if kernels is None else _call_inverse_vjp(kernels, x, grad, w, points, scale)
 
 
 def _of_type(kernels: ctypes.CDLL, name: str, dtype: np.dtype[Any]) -> Any:
@@ -203,6 +170,49 @@ def _call(kernels: ctypes.CDLL, a: _Array, ridge: _Array) -> tuple[_Array, _Arra
     function = _of_type(kernels, "invert", a.dtype)
     function(*(x.ctypes.data for x in (a, ridge)), batch, m, *(x.ctypes.data for x in (out, evidence, scratch)))
     return out, evidence
+
+
+def _call_kernel(kernels: ctypes.CDLL, points: _Array, scale: float, limit: float, lowest: float) -> _Array | None:
+    points = np.ascontiguousarray(points)
+    batch, m, d = points.shape
+    out, memory = np.empty((batch, m, m)), np.empty((m + 8) * (d + 2))
+    function = _of_type(kernels, "kernel", points.dtype)
+    near = function(points.ctypes.data, batch, m, d, scale, limit, lowest, out.ctypes.data, memory.ctypes.data)
+    return out if near else None
+
+
+def _call_factors(kernels: ctypes.CDLL, points: _Array, scale: float, unit: float) -> tuple[_Array, ...]:
+    points = np.ascontiguousarray(points)
+    batch, m, d = points.shape
+    made = tuple(np.empty(shape, dtype=points.dtype) for shape in ((batch, 1, d), (batch, m, d), (batch, m, 1), *[(batch, m, d + 2)] * 2))
+    function = _of_type(kernels, "factors", points.dtype)
+    function(points.ctypes.data, batch, m, d, scale, unit, *(x.ctypes.data for x in made))
+    return made
+
+
+def _call_landmarks(
+    kernels: ctypes.CDLL, points: _Array, scale: float, ridge: float, unit: float, limits: tuple[float, float], lowest: float
+) -> tuple[_Array, ...] | None:
+    points = np.ascontiguousarray(points)
+    batch, m, d = points.shape
+    wide = [np.empty(shape) for shape in ((batch, m, m), (batch, m, m), (4, batch))]
+    narrow = [np.empty(shape, dtype=points.dtype) for shape in ((batch, 1, d), (batch, m, d), (batch, m, d + 2), (batch, m, d + 2))]
+    own = (m + 8) * (d + 2) + batch * (m + 1)
+    memory = np.empty(own + kernels.softlinalg_scratch_bytes(m) // 8 + 1)
+    function = _of_type(kernels, "landmarks", points.dtype)
+    made = (*wide, *narrow)
+    addresses = (a.ctypes.data for a in (*made, memory, memory[own:]))
+    near = function(points.ctypes.data, batch, m, d, ridge, scale, unit, *limits, lowest, *addresses)
+    return made if near else None
+
+
+def _call_inverse_vjp(kernels: ctypes.CDLL, x: _Array, grad: _Array, w: _Array, points: _Array, scale: float) -> _Array:
+    x, grad, w, points = (np.ascontiguousarray(a) for a in (x, grad, w, points))
+    batch, m, d = points.shape
+    out, memory = np.empty((batch, m, d)), np.empty(3 * m * (m + 8) + (m + 2) * (d + 8))
+    function = _of_type(kernels, "inverse_vjp", points.dtype)
+    function(*(a.ctypes.data for a in (x, grad, w, points)), batch, m, d, scale**2, out.ctypes.data, memory.ctypes.data)
+    return out
 
 
 @functools.cache
@@ -247,20 +257,85 @@ def _bind(kernels: ctypes.CDLL) -> None:
 
 def _check(kernels: ctypes.CDLL) -> None:
     """Raise RuntimeError unless the code is right about a small example of each type."""
+    checks = {"exponentials": _exponentials_are_right, "inverses": _inverses_are_right, "kernel matrices": _kernels_are_right}
+    checks |= {"factors of landmarks": _factors_are_right, "landmarks": _landmarks_are_right, "gradients of inverses": _gradients_are_right}
+    for what, is_right in checks.items():
+        for dtype in _TYPES:
+            if not is_right(kernels, dtype):
+                message = f"the compiled code gives other results: {what} of {dtype}"
+                raise RuntimeError(message)
+
+
+def _exponentials_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
+    exponents = np.linspace(1, -30, 37, dtype=dtype)
+    block = exponents.copy()
+    _of_type(kernels, "exp", dtype)(block.ctypes.data, 1, block.size, 0, -20.0)
+    powers = np.exp(np.minimum(exponents, 0, dtype=np.float64))
+    powers[exponents <= -20] = 0
+    return np.allclose(block, powers, rtol=4 * np.finfo(dtype).eps, atol=0)
+
+
+def _inverses_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
     a = 1 / (1 + np.abs(np.subtract.outer(np.arange(7.0), np.arange(7.0))))
-    for dtype in (np.float32, np.float64):
-        exponents = np.linspace(-30, 1, 37, dtype=dtype)
-        block = exponents.copy()
-        function = _of_type(kernels, "exp", block.dtype)
-        function(block.ctypes.data, 1, block.size, 0, -20.0)
-        powers = np.exp(np.minimum(exponents, 0, dtype=np.float64))
-        powers[exponents <= dtype(-20)] = 0
-        batch = np.stack([a + i * np.eye(7) for i in range(6)]).astype(dtype)
-        ridge = np.linspace(0.0, 0.5, 6)
-        inverse, evidence = _call(kernels, batch, ridge)
-        expected = np.linalg.inv(batch.astype(np.float64) + ridge[:, None, None] * np.eye(7))
-        right = np.allclose(inverse, expected, rtol=0, atol=100 * np.finfo(dtype).eps)
-        right = right and np.allclose(block, powers, rtol=4 * np.finfo(dtype).eps, atol=0)
-        if not right or not np.allclose(evidence[1], np.trace(expected, axis1=1, axis2=2)) or not (evidence[2] < 1e-13).all():
-            message = "the compiled code gives other results"
-            raise RuntimeError(message)
+    batch, ridge = np.stack([a + i * np.eye(7) for i in range(6)]).astype(dtype), np.linspace(0.0, 0.5, 6)
+    inverse, evidence = _call(kernels, batch, ridge)
+    shifted = batch + ridge[:, None, None] * np.eye(7)
+    expected = np.linalg.inv(shifted)
+    traces = [np.trace(x, axis1=1, axis2=2) for x in (shifted, expected)]
+    return np.allclose(inverse, expected, rtol=0, atol=100 * np.finfo(dtype).eps) and bool(
+        np.allclose(evidence[:2], traces, rtol=1e-13) and (evidence[2] < 1e-13).all()
+    )
+
+
+def _points(dtype: np.dtype[Any]) -> _Array:
+    """Two sets of five in three dimensions, about as far apart as they are from zero."""
+    points: _Array = np.cos(np.arange(30.0) ** 2).reshape(2, 5, 3).astype(dtype)
+    return points
+
+
+def _kernels_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
+    points = _points(dtype)
+    wide = points.astype(np.float64)
+    exponents = -((0.7 * (wide[:, :, None, :] - wide[:, None, :, :])) ** 2).sum(-1) / 2
+    lowest = float(np.median(exponents))  # some are cut off
+    found = _call_kernel(kernels, points, 0.7, 1e3, lowest)
+    is_clear = np.abs(exponents - lowest) > 1e-9
+    if found is None or not np.allclose(found[is_clear], np.where(exponents > lowest, np.exp(exponents), 0)[is_clear], rtol=1e-13, atol=0):
+        return False
+    return _call_kernel(kernels, points, 0.7, 1e-3, lowest) is None
+
+
+def _factors_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
+    points, scale, unit = _points(dtype), 0.7, 1.4
+    center = points.mean(axis=1, keepdims=True, dtype=np.float64)
+    w = points - center
+    squares = ((scale * w) ** 2).sum(-1, keepdims=True)
+    precision = np.full_like(squares, scale**2)
+    rows = np.concatenate([w * scale**2, precision, -squares / 2], axis=-1)
+    columns = unit * np.concatenate([w * scale**2, -precision / 2, -squares / 2], axis=-1)
+    pairs = zip(_call_factors(kernels, points, scale, unit), (center, w, squares, rows, columns), strict=True)
+    return all(np.allclose(ours, theirs, rtol=0, atol=20 * np.finfo(dtype).eps) for ours, theirs in pairs)
+
+
+def _landmarks_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
+    points, scale, ridge = _points(dtype), 0.7, 0.1
+    found = _call_landmarks(kernels, points, scale, ridge, 1.4, (1e3, 1e3), -300.0)
+    kernel = _call_kernel(kernels, points, scale, 1e3, -300.0)
+    if found is None or kernel is None or _call_landmarks(kernels, points, scale, ridge, 1.4, (1e3, 1e-3), -300.0) is not None:
+        return False
+    inverse, evidence = _call(kernels, kernel, np.full(len(points), ridge))
+    center, w, _, rows, columns = _call_factors(kernels, points, scale, 1.4)
+    expected = (kernel, inverse, np.vstack([evidence, np.linalg.norm(inverse, axis=(1, 2))]), center, w, rows, columns)
+    return all(np.allclose(ours, theirs, rtol=1e-13, atol=0) for ours, theirs in zip(found, expected, strict=True))
+
+
+def _gradients_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
+    points, scale = _points(dtype), 0.7
+    wide, grad = points.astype(np.float64), np.cos(np.arange(50.0)).reshape(2, 5, 5)
+    apart = wide[:, :, None, :] - wide[:, None, :, :]
+    w = np.exp(-((scale * apart) ** 2).sum(-1) / 2)
+    x = np.linalg.inv(w + 0.1 * np.eye(5))
+    x = (x + x.swapaxes(-1, -2)) / 2
+    slope = -x @ (grad + grad.swapaxes(-1, -2)) / 2 @ x
+    expected = -(scale**2) * ((slope + slope.swapaxes(-1, -2)) * w)[..., None] * apart
+    return bool(np.allclose(_call_inverse_vjp(kernels, x, grad, w, points, scale), expected.sum(2), rtol=0, atol=1e-11))

@@ -222,8 +222,7 @@ class _Npz:
                     if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
                         raise ValueError("an array of another size than its member")
                     arrays[name] = _filled(stream, shape, dtype)
-                    if stream.read(1):  # also checks the sum of the member
-                        raise ValueError("more bytes than numbers")
+                    stream.read(1)  # nothing more, as the size was compared: at the end the sum of the member is checked
         return arrays
 
 

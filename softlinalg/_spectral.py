@@ -104,12 +104,7 @@ def spectral_embedding(d: NystromDecomposition, count: int, *, func: str = "spec
     d : NystromDecomposition
         Of a kernel with values >= 0.
     count : int
-        Dimensions.
-
-    Raises
-    ------
-    ParameterError
-        More dimensions than features.
+        Dimensions, at most the rank.
 
     Notes
     -----
@@ -122,11 +117,6 @@ def spectral_embedding(d: NystromDecomposition, count: int, *, func: str = "spec
     .. [2] Ng, Jordan & Weiss, On spectral clustering: analysis and an algorithm (2001).
     """
     wide, xp = d._wide, d._wide.xp
-    if count > d.rank:
-        message = (
-            f"{func}: n_clusters must be at most the rank of the features, {d.rank}; got {count}. Ask for fewer, or use more landmarks."
-        )
-        raise ParameterError(message)
     degree_map = wide.zeros(d.rank)
     for _, _, features in d._blocks():
         degree_map = degree_map + xp.sum(wide.widen(features), axis=0)

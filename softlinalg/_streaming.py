@@ -22,7 +22,7 @@ from softlinalg._streaming_checkpoint import Checkpoint, Progress
 from softlinalg._streaming_files import open_rows
 from softlinalg._streaming_plan import Plan, Request, make_plan
 from softlinalg._streaming_run import LocalEngine
-from softlinalg._streaming_sources import ArrayRows, Host, IteratedRows, RowReader, RowSource, is_sliceable
+from softlinalg._streaming_sources import ArrayRows, Host, IteratedRows, RowReader, RowSource, as_host, is_sliceable
 from softlinalg._streaming_tasks import FeatureTask, LloydTask, SampleTask, State, Task
 from softlinalg._typing import RngLike
 from softlinalg.errors import InputError, NonFiniteError, ParameterError, ShapeError
@@ -302,8 +302,11 @@ def as_source(source: Any, targets: Any, *, func: str) -> RowSource:
             f"{func}: targets must be an array here; got the name {str(targets)[:40]!r}. Names are for files: pass numbers, or a path."
         )
         raise ParameterError(message)
+    if isinstance(source, memoryview):  # iterates over its rows, but not if it has two axes
+        source = np.asarray(source)
     if is_sliceable(source):
-        return ArrayRows(source, targets if targets is None or is_sliceable(targets) else np.asarray(targets), func=func)
+        numbers = targets if targets is None or is_sliceable(targets) else as_host(targets, func=func, name="targets")
+        return ArrayRows(source, numbers, func=func)
     if isinstance(source, RowSource):
         rows = source
     elif callable(source) or hasattr(source, "__iter__"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import importlib
 import os
@@ -207,7 +208,7 @@ class _Picked(MappedRows):
 
 
 # ------------------------------------------------------------------------------------------------ tables
-class _Table:
+class _Table(abc.ABC):
     """What CSV and Parquet have in common: data frames become features and targets."""
 
     can_restart = True
@@ -220,9 +221,9 @@ class _Table:
         self.dtype = np.dtype(dtype)
         self._places = [*chosen.features, *chosen.targets]
 
+    @abc.abstractmethod
     def _frames(self, rows: int) -> Iterator[Any]:
         """Data frames of about so many rows, with the columns of the file in their order."""
-        raise NotImplementedError
 
     def blocks(self, start: int = 0, *, length: int | None = None) -> Iterator[Block]:
         """Blocks of 8 MiB, without the first `start` rows (they are read all the same)."""

@@ -89,7 +89,7 @@ def is_sliceable(x: Any) -> bool:
     return hasattr(x, "dtype") and hasattr(x, "shape") and hasattr(x, "__getitem__")
 
 
-def _as_host(x: Any, *, func: str, name: str) -> Host:
+def as_host(x: Any, *, func: str, name: str) -> Host:
     """Rows as a NumPy array of real numbers."""
     try:
         host = np.asarray(_arrays.to_numpy(x))
@@ -126,7 +126,7 @@ class ArrayRows:
         self._x, self._y, self._func = x, y, func
         self.rows: int | None = int(x.shape[0])
         self.columns = int(x.shape[1])
-        self.dtype = real_dtype(_as_host(_slice(x, 0, 0), func=func, name="source").dtype, func=func, name="source")
+        self.dtype = real_dtype(as_host(_slice(x, 0, 0), func=func, name="source").dtype, func=func, name="source")
         self.targets = 0
         if y is not None:
             if len(y.shape) not in (1, 2) or y.shape[0] != self.rows or 0 in y.shape:
@@ -153,19 +153,19 @@ class ArrayRows:
         return np.concatenate([part for part, _ in parts]), y
 
     def _some(self, indices: Host) -> Block:
-        x = np.array(_as_host(_rows(self._x, indices), func=self._func, name="source"), dtype=self.dtype)
+        x = np.array(as_host(_rows(self._x, indices), func=self._func, name="source"), dtype=self.dtype)
         _give_back(self._x, int(indices[0]), int(indices[-1]) + 1)
         _check_rows("source", x, indices, func=self._func)
         if self._y is None:
             return x, None
-        y = np.array(_as_host(_rows(self._y, indices), func=self._func, name="targets"), dtype=np.float64).reshape(len(indices), -1)
+        y = np.array(as_host(_rows(self._y, indices), func=self._func, name="targets"), dtype=np.float64).reshape(len(indices), -1)
         _give_back(self._y, int(indices[0]), int(indices[-1]) + 1)
         _check_targets(y, indices, func=self._func)
         return x, y
 
     def _copy(self, a: Any, first: int, last: int, dtype: Any, name: str) -> Host:
         try:
-            values = np.array(_as_host(_slice(a, first, last), func=self._func, name=name), dtype=dtype)
+            values = np.array(as_host(_slice(a, first, last), func=self._func, name=name), dtype=dtype)
         except OSError as error:
             message = f"{self._func}: {name} must be readable; got {error} at rows {first} to {last - 1}. Repair the file."
             raise InputError(message) from error
@@ -264,7 +264,16 @@ class IteratedRows:
 
     def _anew(self) -> Iterator[Any]:
         """The iterator from its beginning; what a function of the caller's raises is passed on."""
-        begun = self._begin()
+        try:
+            begun = self._begin()
+        except TypeError as error:
+            inside = error.__traceback__ and error.__traceback__.tb_next  # raised by the function, not by the attempt to call it
+            if inside:
+                raise
+            message = (
+                f"{self._func}: source must be callable without arguments, if it is a function; got '{error}'. Write lambda: blocks(x)."
+            )
+            raise ParameterError(message[:400]) from error
         try:
             return iter(begun)
         except TypeError as error:
@@ -276,13 +285,13 @@ class IteratedRows:
 
     def _pair(self, item: Any) -> Block:
         x, y = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
-        x = _as_host(x, func=self._func, name="source")
+        x = as_host(x, func=self._func, name="source")
         if x.ndim != 2 or x.shape[1] == 0:
             message = f"{self._func}: source must give blocks of shape (b, d) with d >= 1; got {x.shape}. Pass one point per row."
             raise ShapeError(message)
         if y is None:
             return x, None
-        y = np.array(_as_host(y, func=self._func, name="targets"), dtype=np.float64)
+        y = np.array(as_host(y, func=self._func, name="targets"), dtype=np.float64)
         if y.ndim not in (1, 2) or len(y) != len(x):
             message = f"{self._func}: targets must have one row per point; got {y.shape} for {len(x)} rows. Pass (b,) or (b, k)."
             raise ShapeError(message)

@@ -37,11 +37,12 @@ def load(name: str, *, folder: Path | None = None) -> Callable[..., Any]:
         No colon, no such module, file or name, an error on import, or not callable.
     """
     place, colon, attribute = name.rpartition(":")
-    if not colon or not place or not attribute:
+    is_file = place.endswith(".py")
+    if not colon or not place or not attribute or not (is_file or all(part.isidentifier() for part in place.split("."))):
         message = f"check: target must read MODULE:FUNCTION or FILE.py:FUNCTION; got {name!r}. Write, say, numpy:linalg.pinv."
         raise ParameterError(message)
     folder = (Path.cwd() if folder is None else folder).resolve()
-    found: Any = _from_file(folder / place) if place.endswith(".py") else _from_module(place, folder)
+    found: Any = _from_file(folder / place) if is_file else _from_module(place, folder)
     for part in attribute.split("."):
         found = _attribute(found, part, name)
     if not callable(found):
@@ -98,9 +99,8 @@ def _from_file(path: Path) -> ModuleType:
         raise ParameterError(message)
     name = f"_softlinalg_checked_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        message = f"check: file must be Python; got {path}. Give a file that ends in .py."
-        raise ParameterError(message)
+    assert spec is not None  # its name ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and the like look themselves up there
     sys.path.insert(0, str(path.parent))  # it may import its neighbours

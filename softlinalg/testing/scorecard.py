@@ -184,13 +184,15 @@ def _sklearn_nystroem() -> Callable[..., Any]:
 
 ENTRIES = (
     Entry(name="softlinalg.pinv", kind="pinv", make=_ours("pinv"), dtypes=COMPLEX, cases=OURS, settings={"bitwise": True}),
-    Entry(name="softlinalg.certified_pinv", kind="pinv", make=_ours("certified_pinv"), dtypes=COMPLEX, settings={"bitwise": True}),
+    Entry(
+        name="softlinalg.certified_pinv", kind="pinv", make=_ours("certified_pinv"), dtypes=COMPLEX, cases=OURS, settings={"bitwise": True}
+    ),
     Entry(name="numpy.linalg.pinv", kind="pinv", make=_numpy_pinv, dtypes=COMPLEX, note="its default cut-off, 1e-15 in every data type"),
     Entry(name="numpy.linalg.pinv(rtol=None)", kind="pinv", make=_numpy_pinv_none, dtypes=COMPLEX),
     Entry(name="scipy.linalg.pinv", kind="pinv", make=_scipy_pinv, dtypes=COMPLEX),
     Entry(name="torch.linalg.pinv", kind="pinv", make=_torch_pinv, needs=("torch",), dtypes=COMPLEX, settings={"backend": "torch"}),
     Entry(name="jax.numpy.linalg.pinv", kind="pinv", make=_jax_pinv, needs=("jax",), cases=1000, settings={"backend": "jax"}),
-    Entry(name='softlinalg.pinv(method="newton")', kind="pinv", make=_ours("pinv", method="newton"), settings={"grade": "N"}),
+    Entry(name='softlinalg.pinv(method="newton")', kind="pinv", make=_ours("pinv", method="newton"), cases=OURS, settings={"grade": "N"}),
     Entry(
         name="20 Newton steps",
         kind="pinv",
@@ -248,6 +250,7 @@ ENTRIES = (
         name='softlinalg.soft_attention(inverse="published")',
         kind="attention",
         make=_ours("soft_attention", inverse="published"),
+        cases=OURS,
         note="20 Newton steps for the inverse, as published with SOFT",
     ),
     Entry(

@@ -12,22 +12,17 @@ from typing import Any
 from torch import Tensor, nn
 
 try:
-    import timm
-except ImportError as error:
-    message = 'softlinalg.torch.timm: timm is needed; it is not installed. Run pip install "softlinalg[timm]".'
+    from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+    from timm.models._features import feature_take_indices
+except ImportError as error:  # not installed, too old, or another package of this name
+    message = f'softlinalg.torch.timm: timm, PyTorch Image Models, is needed; got "{error}". Run pip install "softlinalg[timm]".'
     raise ImportError(message) from error
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 
 from softlinalg.errors import ParameterError
 from softlinalg.torch import backbones, checkpoints
 from softlinalg.torch.backbones import SoftBackbone
 
 __all__ = ["TimmSoft"]
-
-if not hasattr(timm, "create_model"):  # pragma: no cover
-    message = "softlinalg.torch.timm: the package timm must be that of PyTorch Image Models; got another one of this name."
-    raise ImportError(message)
 
 
 class TimmSoft(SoftBackbone):

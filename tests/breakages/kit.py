@@ -92,6 +92,27 @@ def scalar_bounds() -> None:
                 assert error <= Fraction(bound), f"bound {bound:.17g} below the error {float(error):.17g}: {a!r} + {ridge}, {method}"
 
 
+def mapped_bounds() -> None:
+    """The same in traced code, here torch.func.vmap: residuals are evaluated plainly there, and their rounding must be in the bounds."""
+    import torch
+
+    values = torch.tensor(np.random.default_rng(0).uniform(0.1, 3.0, size=(60, 1, 1)))
+
+    def of_pinv(a: object) -> tuple[object, object]:
+        result = softlinalg.certified_pinv(a)
+        return result.value, result.error_bound
+
+    def of_ridge_inverse(a: object) -> tuple[object, object]:
+        result = softlinalg.certified_ridge_inverse(a, 0.0)
+        return result.value, result.error_bound
+
+    for invert in (of_pinv, of_ridge_inverse):
+        found, bounds = torch.func.vmap(invert)(values)
+        for a, x, bound in zip(values.ravel().tolist(), found.ravel().tolist(), bounds.tolist(), strict=True):
+            error = abs(Fraction(x) - 1 / Fraction(a))
+            assert error <= Fraction(bound), f"bound {bound:.17g} below the error {float(error):.17g}: {a!r}, {invert.__name__}"
+
+
 def given_cut_offs() -> None:
     """A cut-off is relative to the largest singular value, also where that is far from the largest entry."""
     one, other = np.ones((8, 8)) / 8, np.outer([1.0, -1.0] * 4, [1.0, -1.0] * 4) / 8  # projections on two directions
@@ -216,7 +237,7 @@ def systems() -> None:
 GROUPS: dict[str, tuple[Callable[[], None], ...]] = {
     "kernel": (many_points, kernels, attention, approximations),
     "iterations": (iterations, slow_convergence, ridge_inverses, gradients),
-    "certificates": (scalar_bounds, loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
+    "certificates": (scalar_bounds, mapped_bounds, loose_bounds, ridge_inverses, iterations, decompositions, vague_ranks),
     "pinv": (given_cut_offs, slow_convergence, gradients, decompositions, iterations),
     "ridge": (corrected_members, gradients, ridge_inverses),
     "landmarks": (approximations,),

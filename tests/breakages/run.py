@@ -203,7 +203,7 @@ def _kit_table(rows: Sequence[tuple[Breakage, bool, str]]) -> str:
         lines += [
             "",
             "These survived at first. The check named here was then added to `tests/breakages/kit.py`, or the kind of points to the kit, and passes",
-            "on the unbroken package. `scalar_bounds` and `given_cut_offs` compute their errors themselves, the others call the kit:",
+            "on the unbroken package. `scalar_bounds`, `mapped_bounds` and `given_cut_offs` compute their errors themselves, the others call the kit:",
             "",
             *(f"- `{name}`: {ANSWERED[name]}." for name in later),
             "",

@@ -187,6 +187,18 @@ def _where() -> dict[str, str]:
     return {"where": f"{datetime.date.today()}, {machine()}, python {platform.python_version()}, {versions}"}
 
 
+FOUND = (
+    "Earlier runs of these calls found what has been mended since, each with a test; the functions concerned were called again:",
+    "",
+    "- `nystrom_stream` let errors of NumPy and Python through for targets or blocks whose rows have different lengths, and for a function",
+    "  that wants arguments; buffers (`memoryview`), which are arrays, it could not read.",
+    "- `solve_kernel_ridge` named another function where `chunk_size` was wrong and an approximation was given, and a ridge of 1e308 gave a",
+    "  warning of NumPy.",
+    "- `torch.SoftAttention` and `torch.SoftBlock` let a TypeError through where `grid` is an array without axes.",
+)
+"""What the page says of the past."""
+
+
 def page(known: dict[str, Any]) -> str:
     """The page docs/benchmarks/bad-calls.md."""
     total, wrong = (sum(count) for count in zip(*((f["calls"], len(f["problems"])) for f in known.values()), strict=True))
@@ -216,6 +228,7 @@ def page(known: dict[str, Any]) -> str:
         often = ", ".join(f"{kind} {count:,}" for kind, count in sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:3])
         refused, answers = sum(errors.values()), found["outcomes"].get("answer", 0)
         lines.append(f"| `{name}` | {found['calls']:,} | {answers:,} | {refused:,} | {often} | {len(found['problems'])} |")
+    lines += ["", *FOUND]
     if left := [name for name, entry in ENTRIES.items() if name not in known and (entry.arrays or entry.settings)]:
         lines += ["", f"Not called for this page: {', '.join(f'`{name}`' for name in left)}."]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,8 @@
 """Damaged files by the thousand, in a process of its own that notices if anything in them runs. Prints what happened as JSON.
 
-    python fuzz_files.py FOLDER SEED READER:COUNT ...
+    python fuzz_files.py FOLDER SEED READER:COUNT ... [--keep FILE] [--page FILE]
+
+Readers whose COUNT is in the JSON of --keep already are not run again; --page makes docs/benchmarks/damaged-files.md of it.
 
 An audit hook sees every process started, code executed, object unpickled by name, and file opened for writing; a limit on the address
 space turns every large allocation into an error.
@@ -8,10 +10,14 @@ space turns every large allocation into an error.
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
+import datetime
+import importlib.metadata
 import io
 import json
+import platform
 import resource
 import sys
 import time
@@ -187,13 +193,66 @@ READERS: dict[str, Callable[[], Any]] = {
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Damaged files by the thousand.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("readers", nargs="+", metavar="READER:COUNT", help=f"of {', '.join(READERS)}")
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--page", type=Path)
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     watch, found = Watch(), {}
-    for part in sys.argv[3:]:
+    if arguments.keep is not None and arguments.keep.is_file():
+        found = json.loads(arguments.keep.read_text(encoding="utf-8"))
+    for part in arguments.readers:
         name, _, count = part.partition(":")
+        if sum(found.get(name, {"outcomes": {}})["outcomes"].values()) >= int(count):
+            continue
         print(f"reading damaged files: {name}", file=sys.stderr, flush=True)  # the last line if the process dies
-        found[name] = fuzz(name, int(count), seed=int(sys.argv[2]), folder=Path(sys.argv[1]), watch=watch)
+        found[name] = fuzz(name, int(count), seed=arguments.seed, folder=arguments.folder, watch=watch)
+        if arguments.keep is not None:
+            arguments.keep.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if arguments.page is not None:
+        arguments.page.write_text(page(found), encoding="utf-8")
     print(json.dumps(found))
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """The page docs/benchmarks/damaged-files.md."""
+    total, bad = sum(sum(f["outcomes"].values()) + f["bad"] for f in found.values()), sum(f["bad"] for f in found.values())
+    lines = [
+        "# Damaged files",
+        "",
+        "Files that softlinalg wrote, or that it reads, with one to three kinds of damage each: cut short, bits and bytes changed, sizes",
+        "replaced by huge ones, pieces left out, put in, or moved, digits of shapes exchanged (`tests/contract/fuzz_files.py`). Promised is an",
+        "answer or the documented error, with memory of 768 MiB beside what the process has: no crash, nothing executed, unpickled by name or",
+        "opened for writing (an audit hook watches; not for the sealed readers below, whose files are sealed again by the test itself), no",
+        "file left. `npz` and `safetensors` are decompositions, every byte of which is under a digest: no damage may be read. The sealed ones",
+        "carry a new digest that fits the damage. `weights` are those of `load_published_weights`, where one of two formats has no digest.",
+        "`command` is `softlinalg approximate`, and damage that leaves numbers is data. Again:",
+        "",
+        "```sh",
+        f"mkdir damaged && python tests/contract/fuzz_files.py damaged 0 {' '.join(f'{name}:20000' for name in READERS)} \\",
+        "    --keep damaged-files.json --page docs/benchmarks/damaged-files.md",
+        "```",
+        "",
+        f"{total:,} files, {bad} of which broke the promise.",
+        "",
+        *(f"{where}." for where in sorted({f["where"] for f in found.values()})),
+        "",
+        "| reader | files | refused | read | undamaged by chance | against the promise | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in (name for name in READERS if name in found):
+        outcomes = dict(found[name]["outcomes"])
+        read, unchanged = outcomes.pop("read", 0), outcomes.pop("unchanged", 0)
+        refused, wrong = sum(outcomes.values()), found[name]["bad"] + sum(found[name]["seen"].values()) + len(found[name]["left"])
+        lines.append(
+            f"| `{name}` | {refused + read + unchanged + found[name]['bad']:,} | {refused:,} | {read:,} | {unchanged:,} | {wrong} | {found[name]['seconds']:.0f} |"
+        )
+    if missing := [name for name in READERS if name not in found]:
+        lines += ["", f"Not run for this page: {', '.join(f'`{name}`' for name in missing)}."]
+    return "\n".join(lines) + "\n"
 
 
 def fuzz(name: str, count: int, *, seed: int, folder: Path, watch: Watch) -> dict[str, Any]:
@@ -228,7 +287,22 @@ def fuzz(name: str, count: int, *, seed: int, folder: Path, watch: Watch) -> dic
     resource.setrlimit(resource.RLIMIT_AS, before)
     path.unlink()
     left = sorted(entry.name for entry in folder.iterdir())
-    return {"outcomes": outcomes, "wrong": wrong[:20], "bad": len(wrong), "seen": dict(watch.seen), "left": left, "seconds": seconds}
+    return {
+        "outcomes": outcomes,
+        "wrong": wrong[:20],
+        "bad": len(wrong),
+        "seen": dict(watch.seen),
+        "left": left,
+        "seconds": seconds,
+        "where": _where(),
+    }
+
+
+def _where() -> str:
+    from softlinalg.testing._report import machine
+
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("softlinalg", "numpy", "torch"))
+    return f"{datetime.date.today()}, {machine()}, python {platform.python_version()}, {versions}"
 
 
 if __name__ == "__main__":

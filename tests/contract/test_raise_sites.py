@@ -1,4 +1,11 @@
-"""Refusals that no other test reaches: each message says what was wrong, what came instead, and what to do."""
+"""Refusals that no other test reaches: each message says what was wrong, what came instead, and what to do.
+
+With test_raise_sites_system.py and the tests of each module every `raise` of the package is executed by some test but these:
+
+- two that follow a search for the row of a NaN (`_kernel_base._filled`, `_kernel_products.iter_kernel_blocks`): the search raises itself,
+  unless somebody mends the array in between;
+- two that pass on what a GPU says of its memory (`torch/triton_kernels.py`): no GPU here.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +20,11 @@ import torch
 
 import softlinalg
 import softlinalg.torch as st
-from softlinalg import Gaussian, errors
+from softlinalg import Gaussian, dask, errors
+from softlinalg._streaming_sources import IteratedRows, RowReader
 from softlinalg.sklearn import NystromRidge, NystromRidgeClassifier
-from softlinalg.testing import assertions, build_attention, build_matrix, gallery, suites
+from softlinalg.testing import _failures, _layouts, assertions, build_attention, build_matrix, gallery, suites
+from softlinalg.torch import landmarks
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(12, 3)), RNG.normal(size=12)
@@ -48,6 +57,19 @@ def stream(source: Any, **settings: Any) -> Any:
 
 def classifier() -> NystromRidgeClassifier:
     return NystromRidgeClassifier(rank=4, ridge=1.0, random_state=0)
+
+
+class Unreadable:
+    """Rows on a disk that fails."""
+
+    shape, dtype = (12, 3), np.dtype(float)
+
+    def __getitem__(self, index: Any) -> Any:
+        rows = index[0] if isinstance(index, tuple) else index
+        if not isinstance(rows, slice) or rows.stop == 0:
+            return X[index]
+        message = "the disk went away"
+        raise OSError(message)
 
 
 LINEAR = Own(lambda x, y: x @ y.T)
@@ -94,6 +116,35 @@ CORE: dict[str, Refusal] = {
     "other data for a file": (
         lambda: softlinalg.NystromDecomposition.load(saved(Gaussian(1.0)), x=X[:5]), errors.ShapeError,
         r"load: x must be the data of the file, shape \(12, 3\) and dtype float64; got \(5, 3\), float64. Pass those."),
+    "objects in blocks": (
+        lambda: stream(lambda: iter([[[1.0], [1.0, 2.0]]])), errors.DTypeError,
+        "nystrom_stream: source must be blocks of numbers; got list. Pass arrays, or pairs of arrays."),
+    "an iterator read twice": (
+        lambda: [list(rows.blocks()) for rows in [IteratedRows(iter([X]), func="test")] * 2], errors.InputError,
+        "test: source must be a function that makes iterators, to be read twice; got an iterator. Pass such."),
+    "one streamed row": (
+        lambda: RowReader(IteratedRows(lambda: iter([X]), func="test"), 12)[3], errors.ParameterError,
+        "NystromDecomposition: data that are streamed are read by slices of rows; got another index. Use load with x."),
+    "streamed rows that are gone": (
+        lambda: RowReader(IteratedRows(lambda: iter([X]), func="test"), 20)[10:15], errors.InputError,
+        "NystromDecomposition: data must keep their 20 rows; got the end before row 15. They changed."),
+    "rows of a failing disk": (
+        lambda: stream(Unreadable()), errors.InputError, "nystrom_stream: source must be readable; got the disk went away at rows 0 to 11. Repair"),
+    "a file of dask": (
+        lambda: dask.open_npy("table.csv"), errors.ParameterError,
+        r"softlinalg.dask.open_npy: path must end in .npy; got 'table.csv'. Read other files with dask.dataframe or dask.array."),
+    "a size of chunks that comes late": (
+        lambda: softlinalg.solve_kernel_ridge(X, Y, Gaussian(1.0), 0.1, approximation=softlinalg.nystrom(X, Gaussian(1.0), rank=3), chunk_size="x"),
+        errors.ParameterError, "solve_kernel_ridge: chunk_size must be a whole number >= 1; got 'x'. Pass"),
+    "ragged targets": (
+        lambda: stream(X, targets=[[1.0, 2.0], [3.0]]), errors.DTypeError,
+        "nystrom_stream: targets must be blocks of numbers; got list. Pass arrays"),
+    "a function of arguments": (
+        lambda: stream(len), errors.ParameterError,
+        r"nystrom_stream: source must be callable without arguments, if it is a function; got 'len\(\) takes exactly one argument"),
+    "an array of targets for a table": (
+        lambda: softlinalg.nystrom_stream("table.csv", Gaussian(1.0), rank=3, targets=Y), errors.ParameterError,
+        "nystrom_stream: targets must be named for files of tables; got an array. Pass the name of the column."),
     "a kernel without a factor": (
         lambda: softlinalg.refine_landmarks(X, X[:3], kernel=Own(lambda x, y: -np.ones((len(x), len(y))))), errors.SoftlinalgError,
         "refine_landmarks: "),
@@ -151,6 +202,10 @@ KIT: dict[str, Refusal] = {
     "a truth": (
         lambda: assertions.assert_no_worse_than(np.negative, np.negative, X), errors.ParameterError,
         "assert_no_worse_than: oracle must be given unless the input is a Case; got None. Pass the truth."),
+    "a namespace": (
+        lambda: _layouts.as_namespace("pandas"), errors.ParameterError, "testing: xp must be one of numpy, .* or a namespace; got 'pandas'."),
+    "a failure in a failure": (
+        lambda: _failures.call("pinv", lambda: assertions.assert_pinv(np.zeros((2, 2)), np.eye(2))), _failures.AccuracyError, "assert_pinv|Repeat|ratio"),
     "a property": (
         lambda: suites.pinv(np.linalg.pinv, profile="smoke", cases=1)["penrose-9"], KeyError, "no property is named 'penrose-9'; there are"),
 }  # fmt: skip
@@ -188,10 +243,20 @@ TORCH: dict[str, Refusal] = {
     "a grid": (
         lambda: st.SoftAttention(4, num_heads=2, landmarks=4).double()(IMAGE, (2, 3, 2)), errors.ShapeError,
         r"grid must be one or two whole numbers; got \(2, 3, 2\). Pass \(rows, columns\)."),
+    "a grid without axes": (
+        lambda: st.SoftAttention(4, num_heads=2, landmarks=4).double()(IMAGE, np.array(3)), errors.ShapeError,
+        r"grid must be one or two whole numbers; got ndarray. Pass \(rows, columns\)."),
     "a model": (lambda: st.diagnose(3), errors.SoftlinalgError, "model must be a module of PyTorch; got 3. Pass a SoftBackbone"),
     "an entry": (
         lambda: st.load_published_weights(torch.nn.Linear(3, 2), {"weight": torch.zeros(2, 3)}, entry=3), errors.ParameterError,
         "load_published_weights: entry must be None or a name; got 3. Leave it out."),
+    "a mask on another device": (
+        lambda: st.clustered_softmax_attention(Q, Q, Q, count=2, query_padding_mask=torch.ones(1, 6, dtype=torch.bool, device="meta")),
+        errors.BackendMismatchError, "clustered_softmax_attention: all tensors must be on one device; got cpu, meta. Move them to one."),
+    "a hidden layer of nothing": (
+        lambda: st.SoftBlock(4, 2, mlp_ratio=0.1), errors.ParameterError, r"SoftBlock: mlp_ratio must be at least 1 / dim; got 0\.1. The default"),
+    "landmarks of a pooling": (
+        lambda: landmarks.PoolLandmarks(0), errors.ParameterError, "PoolLandmarks: landmarks must be a whole number of at least 1; got 0."),
     "missing weights": (
         lambda: st.load_published_weights(torch.nn.Linear(3, 2), {"weight": torch.zeros(2, 3)}), errors.CheckpointError, "load_published_weights: "),
     "weights without numbers": (
@@ -213,3 +278,22 @@ def test_suites_report_functions_that_return_no_matrix() -> None:
 def test_a_refusal_says_what_came_and_what_to_do(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_what_a_source_raises_is_passed_on() -> None:
+    def blocks() -> Any:
+        return len(3)  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match="has no len"):
+        stream(blocks)
+
+
+def test_a_ridge_near_the_largest_number_is_solved_without_a_warning() -> None:
+    found = softlinalg.solve_kernel_ridge(X, Y, Gaussian(1.0), 1e308)
+    assert found.converged
+    np.testing.assert_allclose(found.value, Y / 1e308, rtol=1e-12)
+
+
+def test_rows_may_be_a_buffer() -> None:
+    """Which iterates, but not over two axes."""
+    assert stream(memoryview(X)).decomposition.shape == (12, 12)

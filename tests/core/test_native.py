@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import shutil
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -317,11 +320,56 @@ def test_a_cache_that_others_can_write_to_is_not_used(monkeypatch: pytest.Monkey
         _compiled._cache()
 
 
+class Wrong:
+    """The library with one function that is a little off in one of its answers."""
+
+    def __init__(self, kernels: ctypes.CDLL, name: str, answer: int, factor: float) -> None:
+        self.kernels, self.name, self.answer, self.factor = kernels, name, answer, factor
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.kernels, name)
+        if name != self.name:
+            return function
+        kind = ctypes.c_float if name.endswith("float") and "kernel" not in name and self.answer != 5 else ctypes.c_double
+
+        def wrong(*arguments: Any) -> Any:
+            result = function(*arguments)
+            places = (kind * 6).from_address(arguments[self.answer])
+            for i in range(6):
+                places[i] *= self.factor
+            return result
+
+        return wrong
+
+
+ANSWERS = {"exp": (0,), "invert": (4, 5), "kernel": (7,), "factors": (6, 7, 8, 9, 10)}
+"""Which arguments of the functions are their answers."""
+
+
 @compiled
-def test_compiled_code_with_other_results_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["float", "double"])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_compiled_code_with_other_results_is_refused(name: str, kind: str) -> None:
     kernels = _native.load()
     assert kernels is not None
-    real = _native._call
-    monkeypatch.setattr(_native, "_call", lambda *given: (real(*given)[0] * 1.001, real(*given)[1]))
-    with pytest.raises(RuntimeError, match="other results"):
-        _native._check(kernels)
+    for answer in ANSWERS[name]:
+        _native._check(Wrong(kernels, f"softlinalg_{name}_{kind}", answer, 1.0))  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match=f"other results: .* of float{'32' if kind == 'float' else '64'}"):
+            _native._check(Wrong(kernels, f"softlinalg_{name}_{kind}", answer, 1 - 1e-4))  # type: ignore[arg-type]
+
+
+@compiled
+@pytest.mark.parametrize("answer", [0, 1])
+def test_compiled_code_that_finds_all_landmarks_near_or_none_is_refused(answer: int) -> None:
+    kernels = _native.load()
+    assert kernels is not None
+    functions = {
+        f"softlinalg_{name}_{kind}": getattr(kernels, f"softlinalg_{name}_{kind}") for name in ANSWERS for kind in ("float", "double")
+    }
+    real = kernels.softlinalg_kernel_double
+    functions |= {
+        "softlinalg_scratch_bytes": kernels.softlinalg_scratch_bytes,
+        "softlinalg_kernel_double": lambda *given: (real(*given), answer)[1],
+    }
+    with pytest.raises(RuntimeError, match="other results: kernel matrices of float64"):
+        _native._check(types.SimpleNamespace(**functions))  # type: ignore[arg-type]

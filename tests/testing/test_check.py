@@ -102,6 +102,9 @@ def test_the_library_of_the_arrays_follows_from_the_module() -> None:
         ("numpy:linalg.no_such", "where 'no_such' is missing"),
         ("broken.py:f", "module must be importable; got ZeroDivisionError: division by zero"),
         ("leaves.py:f", "module must be importable; got SystemExit: 7"),
+        ("leaves:f", "module must be importable; got SystemExit: 7"),
+        ("my_notes:f", "which is not installed and not in"),
+        ("./notes.txt:f", "target must read MODULE:FUNCTION or FILE.py:FUNCTION; got './notes.txt:f'"),
         ("lacks.py:f", "module must be importable; got ModuleNotFoundError"),
         ("lacks:f", "which needs 'no_such_module_here', which is missing"),
     ],
@@ -111,6 +114,7 @@ def test_targets_that_cannot_be_had_are_refused_in_one_line(
 ) -> None:
     (folder / "broken.py").write_text("1 / 0")
     (folder / "leaves.py").write_text("raise SystemExit(7)")
+    (folder / "notes.txt").write_text("f = abs")
     (folder / "lacks.py").write_text("import no_such_module_here")
     status, out, err = run(capsys, target, "--as", "pinv")
     assert (status, out) == (2, "")

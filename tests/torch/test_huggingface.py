@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 
 import pytest
 
@@ -157,6 +158,12 @@ def test_masks_that_are_no_key_masks_are_refused():
         interface.soft_forward(torch.nn.Identity(), x, x, x, torch.ones(2, 4))
     with pytest.raises(ParameterError, match="position_bias"):
         interface.soft_forward(torch.nn.Identity(), x, x, x, None, position_bias=torch.zeros(1, 2, 5, 5))
+    with pytest.raises(ParameterError, match="is_causal must be False; got True in Identity"):
+        interface.soft_forward(torch.nn.Identity(), x, x, x, None, is_causal=True)
+    odd = torch.nn.Identity()
+    odd.config = types.SimpleNamespace(softlinalg=3)
+    with pytest.raises(ParameterError, match="options must be a dict; got 3"):
+        interface.soft_forward(odd, x, x, x, None)
     # An additive mask in four dimensions that hides keys alone is a key mask.
     hidden = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()
     added = torch.zeros(2, 1, 5, 5).masked_fill(hidden[:, None, None], torch.finfo(torch.float32).min)
@@ -335,6 +342,11 @@ def test_conversion_of_an_image_model_takes_a_tensor():
     assert len(report.layers) == 2
 
 
+def test_a_classifier_of_whole_maps_is_refused():
+    with pytest.raises(ParameterError, match="global_pool must leave one vector for each image; got 'none'"):
+        hf.SoftForImageClassification(tiny_config(global_pool="none"))
+
+
 def test_conversion_refuses_what_it_cannot_convert():
     config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=1, n_head=2)
     model = transformers.GPT2Model(config)
@@ -349,5 +361,7 @@ def test_conversion_refuses_what_it_cannot_convert():
             hf.convert(wrong, torch.randn(1, 3, 32, 32))
     with pytest.raises(ParameterError, match="sample_inputs must hold"):
         hf.convert(bert("sdpa"), [])
+    with pytest.raises(ParameterError, match="sample_inputs must be tensors or mappings of them; got 3"):
+        hf.convert(bert("sdpa"), [words(), 3])
     with pytest.raises(ParameterError, match="max_error must be"):
         hf.convert(bert("sdpa"), words(), max_error=-1.0)

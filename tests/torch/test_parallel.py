@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 import torch.distributed as dist  # noqa: E402
 
-from softlinalg.errors import ParameterError  # noqa: E402
+from softlinalg.errors import ParameterError, ShapeError  # noqa: E402
 from softlinalg.torch import soft_attention  # noqa: E402
 from softlinalg.torch.parallel import sequence_parallel_attention  # noqa: E402
 
@@ -141,3 +141,14 @@ def test_without_a_process_group_it_is_refused():
     q, v, _, _ = tokens()
     with pytest.raises(ParameterError, match="init_process_group"):
         sequence_parallel_attention(q, v, chosen(q))
+
+
+def test_shapes_are_looked_at_before_anything_is_sent(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    q, v, _, _ = tokens()
+    for wrong in ((q, v[:, :, :-1], chosen(q)), (q[0], v[0], chosen(q)[0])):
+        with pytest.raises(ShapeError, match=r"q and v must be \(batch, heads, n, width\), landmarks too; got"):
+            sequence_parallel_attention(*wrong)
+    for landmarks in (chosen(q)[..., :-1], chosen(q)[:, :, :0]):
+        with pytest.raises(ShapeError, match=r"landmarks must be \(batch, heads, m >= 1, head_dim\) as q; got"):
+            sequence_parallel_attention(q, v, landmarks)
