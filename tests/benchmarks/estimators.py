@@ -121,10 +121,10 @@ def standardized(train: np.ndarray, test: np.ndarray, name: str) -> tuple[np.nda
 
 
 # ------------------------------------------------------------------------------------------------ contestants
-def ours(rank: int, scales: Any, seed: int, landmarks: str = "targets", *, labels: bool) -> Any:
+def ours(rank: int, scales: Any, seed: int, landmarks: str = "targets", length_scale: str = "gcv", *, labels: bool) -> Any:
     kind = NystromRidgeClassifier if labels else NystromRidge
     kernel = "gaussian" if scales is None else softlinalg.Gaussian(tuple(scales))
-    return kind(kernel=kernel, length_scale="gcv", rank=rank, landmarks=landmarks, random_state=seed)
+    return kind(kernel=kernel, length_scale=length_scale, rank=rank, landmarks=landmarks, random_state=seed)
 
 
 def pipeline(rank: int, scale: float, ridge: float, seed: int, divisor: Any = None, *, labels: bool) -> Any:
@@ -217,9 +217,12 @@ def field(rank: int, seed: int, settings: dict[str, Any], *, labels: bool) -> di
         "NystromRidge": ours(rank, scales, seed, labels=labels),
         "NystromRidge, float32": ours(rank, scales, seed, labels=labels),
         "NystromRidge, default landmarks": ours(rank, scales, seed, "rpcholesky+lloyd", labels=labels),
+        "NystromRidge, median distance": ours(rank, None, seed, length_scale="median", labels=labels),
+        "NystromRidge, median distance, default landmarks": ours(rank, None, seed, "rpcholesky+lloyd", "median", labels=labels),
         "Nystroem + Ridge": pipeline(rank, scale, ridge, seed, labels=labels),
     }
     if scales is not None:
+        found["NystromRidge, one scale"] = ours(rank, None, seed, labels=labels)
         found["Nystroem + Ridge, our scales"] = pipeline(rank, 1.0, ridge, seed, np.asarray(scales), labels=labels)
     return found
 
