@@ -222,17 +222,17 @@ BREAKAGES = [
     Breakage(
         name="file-written-in-its-place",
         file="_nystrom_io.py",
-        old='''        with temporary.open("x+b") as file:
+        old="""        with temporary.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-''',
-        new='''        with target.open("w+b") as file:
+""",
+        new="""        with target.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-''',
+""",
         tests=("tests/core/test_streaming_checkpoint.py::test_a_run_killed_at_any_point_goes_on_to_the_same_bits",),
     ),
     Breakage(
