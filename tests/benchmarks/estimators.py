@@ -325,6 +325,12 @@ def summary(runs: list[dict[str, Any]], method: str, rank: int, key: str) -> tup
     return statistics.median(values), values[0], values[-1]
 
 
+def shown_of(values: tuple[float, float, float], digits: int) -> str:
+    """The median, and the extremes where there are several seeds."""
+    middle, least, most = (f"{value:.{digits}f}" for value in values)
+    return middle if values[1] == values[2] else f"{middle} ({least}-{most})"
+
+
 def report(parts: list[dict[str, Any]]) -> None:
     for part in parts:
         runs = part["runs"]
@@ -340,13 +346,10 @@ def report(parts: list[dict[str, Any]]) -> None:
         print(f"| method | {' | '.join(heads)} | fit at {shown[-1]}, s | predict, s |\n|{'-|' * (len(shown) + 3)}")
         for method in dict.fromkeys(run["method"] for run in sorted(runs, key=lambda run: (run["rank"] == 0, run["method"]))):
             ranks = shown if any(run["method"] == method and run["rank"] for run in runs) else [0]
-            cells = []
-            for rank in ranks:
-                middle, least, most = summary(runs, method, rank, "error")
-                cells.append(f"{middle:.{digits}f} ({least:.{digits}f}-{most:.{digits}f})")
+            cells = [shown_of(summary(runs, method, rank, "error"), digits) for rank in ranks]
             cells = cells if ranks is shown else [""] * (len(shown) - 1) + [f"no rank: {cells[0]}"]
             f, p = (summary(runs, method, ranks[-1], key) for key in ("fit", "predict"))
-            print(f"| {method} | {' | '.join(cells)} | {f[0]:.2f} ({f[1]:.2f}-{f[2]:.2f}) | {p[0]:.3f} |")
+            print(f"| {method} | {' | '.join(cells)} | {shown_of(f, 2)} | {p[0]:.3f} |")
 
 
 def plot(parts: list[dict[str, Any]], path: Path) -> None:
@@ -383,6 +386,8 @@ def plot(parts: list[dict[str, Any]], path: Path) -> None:
             spread = [[v[0] - v[1] for v in e], [v[2] - v[0] for v in e]]
             handles[method] = axis.errorbar(t, [v[0] for v in e], yerr=spread, color=color, marker=marker, label=method, capsize=2)
         for method, (color, marker) in others.items():
+            if not any(run["method"] == method for run in runs):
+                continue
             t, e = summary(runs, method, 0, "fit")[0], summary(runs, method, 0, "error")[0]
             (handles[method],) = axis.plot([t], [e], marker, color=color, label=method, markersize=9, linestyle="none")
         axis.set_xscale("log")
