@@ -112,6 +112,11 @@ RANK = 512
 """Landmarks by default."""
 
 
+def _landmark_count(arguments: argparse.Namespace, rows: int | None) -> int:
+    """As many as asked for, else 512, but at most half the rows where they have been counted: the other half judges the ridge."""
+    return arguments.rank or (RANK if rows is None else min(RANK, max(1, rows // 2)))
+
+
 def run_fit(arguments: argparse.Namespace) -> None:
     """The subcommand `fit`."""
     begun = time.perf_counter()
@@ -136,14 +141,11 @@ def run_fit(arguments: argparse.Namespace) -> None:
     def change(x: Host, y: Host | None) -> Block:
         return _scaled(x[:, kept], mean, deviation, dtype), y
 
-    # A small file needs no option: half its rows leave the other half to judge the ridge by.
-    known = max(1, (rows.rows or 2 * RANK) // 2)
-    rank = arguments.rank if arguments.rank is not None else min(RANK, known)
     prepared = rows if sample is None else MappedRows(rows, change, columns=len(kept), dtype=dtype)
     streamed = nystrom_stream(
         prepared,
         make_kernel(arguments.kernel, arguments.length_scale),
-        rank=rank,
+        rank=_landmark_count(arguments, rows.rows),
         landmarks=arguments.landmarks,
         sample=None if sample is None else _scaled(sample, mean, deviation, dtype),
         rng=arguments.seed,
@@ -182,7 +184,7 @@ def _scaled(x: Host, mean: Host, deviation: Host, dtype: Any) -> Host:
 def _statistics(rows: RowSource, arguments: argparse.Namespace, names: Sequence[str]) -> tuple[Host, Host, Host, int]:
     """Mean and deviation of each feature (0 for constant ones), a sample of rows, and the number of rows, in one pass."""
     d = rows.columns
-    rank = arguments.rank or RANK
+    rank = _landmark_count(arguments, None)  # the same chunks, and so the same bits, for files that say how many rows they have
     chunk = arguments.chunk_size or default_chunk_size(rank, d)
     engine = LocalEngine(rows, chunk_size=chunk, threads=arguments.threads, progress=not arguments.quiet, func="fit")
     first, _ = engine.prefix()

@@ -86,8 +86,7 @@ def center_of(y: Array, *, xp: Namespace) -> Array:
     if not isinstance(rows, int):  # a symbol, in a program for any number of rows, which compilers cannot choose rows by
         return xp.mean(_arrays.detach(y), axis=-2, keepdims=True)
     seen = _arrays.detach(y)[..., :: -(-rows // _CENTER_ROWS), :]
-    middle = seen.shape[-2] // 2
-    return xp.sort(seen, axis=-2)[..., middle : middle + 1, :]
+    return _arrays.middle_row(seen, xp=xp)
 
 
 def mirror(values: Array, diagonal: float, *, xp: Namespace) -> Array:
@@ -126,6 +125,7 @@ class GaussianColumns:
         self.augmented = xp.matrix_transpose(xp.concat([self.z, xp.ones_like(squared), -squared / 2], axis=-1))  # (..., d + 2, m)
         self._left: Any = None
         self._careful: Any = None
+        self._largest = 0.0
 
     def _scaled(self, x: Array) -> tuple[Array, Array]:
         """(x - c) / l, saturated, and its squared norms (..., n, 1). Halved first, so that the difference cannot overflow."""
@@ -168,6 +168,11 @@ class GaussianColumns:
         again = xp.take(xp.take(again, row_place, axis=-2), column_place, axis=-1)
         return xp.where(far[..., :, None] & self.far[..., None, :], again, exponents)
 
+    def shortest(self) -> float:
+        """Least factor of the length scales at which no point, of `y` or of what `write` has seen, is far from the center."""
+        largest = max(self._largest, -2 * _arrays.to_float(self.xp.min(self.augmented[..., -1, :])))
+        return math.sqrt(largest / self.limit)
+
     def reserve(self, rows: int) -> None:
         """Memory that `write` uses, for blocks of up to so many rows."""
         self._left = self.xp.ones((rows, self.y.shape[-1] + 2), dtype=self.y.dtype, device=_arrays.device_of(self.y))
@@ -185,7 +190,9 @@ class GaussianColumns:
         z -= self.center
         z *= self.inverse
         squared = xp.vecdot(z, z)
-        if not _arrays.to_float(xp.max(squared)) <= self.limit:  # far points, an overflow, or NaN
+        largest = _arrays.to_float(xp.max(squared))
+        self._largest = max(self._largest, largest)
+        if not largest <= self.limit:  # far points, an overflow, or NaN
             self._write_far(_as_block(x, self.y, func=self.func, xp=xp), out, first)
             return
         squared *= -0.5

@@ -19,13 +19,14 @@ References
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernel_base import StationaryKernel
+from softlinalg._kernel_rescaled import RescaledKernel, rescaled
 from softlinalg._ridge_regression import ridge_model
 from softlinalg._ridge_sums import checked_targets, ridge_sums
 from softlinalg._rng import as_generator
@@ -58,7 +59,8 @@ FAR, FEW = (-8, -6, -4, -2, 0, 2), 128
 Host = np.ndarray[Any, Any]
 
 
-class RidgeSample(NamedTuple):
+@dataclass(eq=False)
+class RidgeSample:
     """Some rows with their targets, on the host in float64, in random order."""
 
     rows: Host
@@ -69,20 +71,32 @@ class RidgeSample(NamedTuple):
     """Shape (s, k), each of mean 0 and variance 1 unless it is constant."""
     weights: Host | None
     """Shape (s,)."""
+    _known: tuple[Any, float, RescaledKernel] | None = field(default=None, repr=False)
+    """The kernel looked at last, as a multiple of one whose distances are at hand."""
+
+    def _of(self, kernel: Any) -> tuple[float, RescaledKernel]:
+        """The kernel as a factor of the length scales of one that is, or will be, evaluated."""
+        if self._known is None or self._known[0] is not kernel:
+            self._known = (kernel, 1.0, RescaledKernel(kernel, self.x, xp=_arrays.host_namespace()))
+        return self._known[1:]
 
     def score(self, kernel: Any, count: int) -> tuple[float, float]:
         """Generalized cross-validation of a model on the first `count` rows as landmarks, and its ridge: O(s count (d + count)) time.
 
         Infinite where the kernel is not positive semi-definite.
         """
-        xp, landmarks = _arrays.host_namespace(), self.x[:count]
-        w = np.array(kernel(landmarks), dtype=np.float64)
+        return self._score(*self._of(kernel), count)
+
+    def _score(self, factor: float, values: RescaledKernel, count: int) -> tuple[float, float]:
+        xp = _arrays.host_namespace()
+        c = np.asarray(values.values(count, factor))
+        w = np.array(values.square(c, factor), dtype=np.float64)
         # Features C L^-T with W + shift I = L L^T: enough for a score, and several times quicker than eigenvectors.
         w[np.arange(len(w)), np.arange(len(w))] += SHIFT * len(w) * _arrays.eps(w.dtype) * np.abs(w).max()
-        factor, positive = _linalg.cholesky(w, xp=xp)
+        root, positive = _linalg.cholesky(w, xp=xp)
         if not positive:
             return math.inf, 1.0
-        features = _linalg.triangular_solve(factor, np.asarray(kernel(self.x, landmarks)).T, xp=xp).T
+        features = _linalg.triangular_solve(root, c.T, xp=xp).T
         model = ridge_model(ridge_sums(features, self.y, self.weights, rows=float(len(self.x))), ridge_per_target=False)
         return float(model.scores.sum(axis=1).min()), float(model.ridge[0])
 
@@ -101,34 +115,40 @@ class RidgeSample(NamedTuple):
         if not isinstance(kernel, StationaryKernel):
             message = f'ridge_sample: kernel must be of this package for length_scale="gcv"; got {type(kernel).__name__[:60]}. Name one.'
             raise ParameterError(message)
+        unit, values = self._of(kernel)
         tried: dict[int, tuple[float, float]] = {}
 
         def at(step: int) -> float:
             if step not in tried:
-                tried[step] = self.score(_times(kernel, STEP**step), count)
+                tried[step] = self._score(unit * STEP**step, values, count)
             return tried[step][0]
 
         here = 0
         if far:
-            scores = [self.score(_times(kernel, STEP**step), min(count, FEW))[0] for step in FAR]
+            values.values(count, unit)  # distances of all landmarks at once, then those of the first few are among them
+            scores = [self._score(unit * STEP**step, values, min(count, FEW))[0] for step in FAR]
             here = next(step for step, score in zip(FAR, scores, strict=True) if WORTH * score <= min(scores))
         way, worth = (-1, LITTLE) if at(here - 1) < LITTLE * at(here) else (1, WORTH)
         last = here + way * MOST_STEPS
         while here != last and at(here + way) < worth * at(here):
             here += way
-        return (_times(kernel, STEP**here) if here else kernel), tried[here][1]
+        found = rescaled(kernel, STEP**here)
+        self._known = (found, unit * STEP**here, values)
+        return found, tried[here][1]
 
     def landmarks(self, kernel: Any, count: int, ridge: float) -> Host:
         """Numbers of `count` rows of the data, those by which the targets are best explained; fewer where no more are different.
 
         O(s N (d + N) + N^2 count) time, O(s N) memory for N = 2 to 4 count candidates.
         """
-        candidates = self.x[: min(len(self.x), max(2 * count, min(CANDIDATES * count, MANY_CANDIDATES)))]
-        c = np.asarray(kernel(self.x, candidates))
+        candidates = min(len(self.x), max(2 * count, min(CANDIDATES * count, MANY_CANDIDATES)))
+        factor, values = self._of(kernel)
+        c = np.asarray(values.values(candidates, factor, last=True))
+        w = np.asarray(values.square(c, factor))
         s = np.ones(len(c)) if self.weights is None else self.weights
         c -= s @ c / s.sum()
         left = c.T if self.weights is None else c.T * s
-        return self.rows[_pivots(left @ c + ridge * np.asarray(kernel(candidates)), left @ self.y, count)]
+        return self.rows[_pivots(left @ c + ridge * w, left @ self.y, count)]
 
 
 def ridge_sample(x: Any, y: Any, count: int, *, weights: Any = None, rng: RngLike = None) -> RidgeSample:
@@ -159,11 +179,6 @@ def ridge_sample(x: Any, y: Any, count: int, *, weights: Any = None, rng: RngLik
     targets = targets - targets.mean(axis=0)
     spread = targets.std(axis=0)
     return RidgeSample(rows, points, targets / np.where(spread > 0, spread, 1.0), None if s is None else s[rows])
-
-
-def _times(kernel: Any, factor: float) -> Any:
-    scale = kernel.length_scale
-    return replace(kernel, length_scale=tuple(s * factor for s in scale) if isinstance(scale, tuple) else scale * factor)
 
 
 def _pivots(a: Host, b: Host, count: int) -> list[int]:

@@ -152,7 +152,8 @@ class NystromRidge(MultiOutputMixin, RegressorMixin, _RidgeEstimator):  # type: 
         By generalized cross-validation, or by the exact errors of leaving out each row (a second pass).
     landmarks : str or array, default "rpcholesky+lloyd"
         "targets": rows by which the targets are best explained, by orthogonal least squares on a sample of 8 rows per landmark, at
-        least 4,000: best for predictions. Or a method of `softlinalg.select_landmarks`, which looks at the rows alone; or points, (m, d).
+        least 4,000: best for predictions, while their deviations are too large between landmarks. Or a method of
+        `softlinalg.select_landmarks`, which looks at the rows alone; or points, (m, d).
     tol : float, optional
         Relative trace error of the kernel to reach, with as many landmarks as that takes; `rank` is then not used.
     fit_intercept : bool, default True

@@ -15,8 +15,8 @@ Protocol: for each seed a fifth of the rows is set aside for the test. Settings 
 8,000 training rows, 6,000 to fit and 2,000 to judge: for "Nystroem + Ridge" and the exact kernel the length scale and the ridge
 from a grid; for NystromRidge one length scale per column is learned from 1,000 rows, except for the images. Its landmarks are chosen
 for the targets (landmarks="targets"), and a common factor of the scales (length_scale="gcv") and the ridge in each fit, whose time
-includes all that. Two more contestants take the difference apart: NystromRidge with its default landmarks, and "Nystroem + Ridge"
-on columns divided by the learned scales. Each is fitted on all training rows, in an order drawn anew for each seed and rank, on one
+includes all that. More contestants take the difference apart: NystromRidge with its default landmarks, with one scale for all columns,
+with the median distance as scale and with both defaults, and "Nystroem + Ridge" on columns divided by the learned scales. Each is fitted on all training rows, in an order drawn anew for each seed and rank, on one
 thread; KernelRidge on 4,000 of them. All get float64 data, "float32" the same in float32. Times are processor times of the one
 thread, which other programs on the machine change less than those of a clock.
 
@@ -121,10 +121,10 @@ def standardized(train: np.ndarray, test: np.ndarray, name: str) -> tuple[np.nda
 
 
 # ------------------------------------------------------------------------------------------------ contestants
-def ours(rank: int, scales: Any, seed: int, landmarks: str = "targets", *, labels: bool) -> Any:
+def ours(rank: int, scales: Any, seed: int, landmarks: str = "targets", length_scale: str = "gcv", *, labels: bool) -> Any:
     kind = NystromRidgeClassifier if labels else NystromRidge
     kernel = "gaussian" if scales is None else softlinalg.Gaussian(tuple(scales))
-    return kind(kernel=kernel, length_scale="gcv", rank=rank, landmarks=landmarks, random_state=seed)
+    return kind(kernel=kernel, length_scale=length_scale, rank=rank, landmarks=landmarks, random_state=seed)
 
 
 def pipeline(rank: int, scale: float, ridge: float, seed: int, divisor: Any = None, *, labels: bool) -> Any:
@@ -217,9 +217,12 @@ def field(rank: int, seed: int, settings: dict[str, Any], *, labels: bool) -> di
         "NystromRidge": ours(rank, scales, seed, labels=labels),
         "NystromRidge, float32": ours(rank, scales, seed, labels=labels),
         "NystromRidge, default landmarks": ours(rank, scales, seed, "rpcholesky+lloyd", labels=labels),
+        "NystromRidge, median distance": ours(rank, None, seed, length_scale="median", labels=labels),
+        "NystromRidge, median distance, default landmarks": ours(rank, None, seed, "rpcholesky+lloyd", "median", labels=labels),
         "Nystroem + Ridge": pipeline(rank, scale, ridge, seed, labels=labels),
     }
     if scales is not None:
+        found["NystromRidge, one scale"] = ours(rank, None, seed, labels=labels)
         found["Nystroem + Ridge, our scales"] = pipeline(rank, 1.0, ridge, seed, np.asarray(scales), labels=labels)
     return found
 
@@ -297,10 +300,35 @@ def against_exact(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.n
     return found
 
 
+def deviations(name: str, a: argparse.Namespace) -> None:
+    """Predictive densities of the two kinds of landmarks: mean negative log-likelihood of test rows, and how deviations spread."""
+    x, y = SETS[name]()
+    print("| set, scale, landmarks | RMSE | -log likelihood | deviation: quantiles 0.1, 0.5, 0.9 | noise |\n|-|-|-|-|-|")
+    for length_scale in ("median", "gcv"):
+        for landmarks in ("rpcholesky+lloyd", "targets"):
+            rows = []
+            for seed in range(a.seeds):
+                x_train, x_test, y_train, y_test = divided(x, y, name, seed)
+                model = ours(256, None, seed, landmarks, length_scale, labels=False).fit(x_train, y_train)
+                mean, deviation = model.predict(x_test, return_std=True)
+                variance = deviation**2 + model.noise_variance_
+                density = float(np.mean(np.log(2 * np.pi * variance) + (y_test - mean) ** 2 / variance)) / 2
+                quantiles = np.quantile(deviation, (0.1, 0.5, 0.9))
+                rows.append([error(y_test, mean, labels=False), density, *quantiles, model.noise_variance_**0.5])
+            m = np.median(rows, axis=0)
+            print(f"| {name}, {length_scale}, {landmarks} | {m[0]:.4g} | {m[1]:.3f} | {m[2]:.3g}, {m[3]:.3g}, {m[4]:.3g} | {m[5]:.3g} |")
+
+
 # ------------------------------------------------------------------------------------------------ report
 def summary(runs: list[dict[str, Any]], method: str, rank: int, key: str) -> tuple[float, float, float]:
     values = sorted(run[key] for run in runs if run["method"] == method and run["rank"] == rank)
     return statistics.median(values), values[0], values[-1]
+
+
+def shown_of(values: tuple[float, float, float], digits: int) -> str:
+    """The median, and the extremes where there are several seeds."""
+    middle, least, most = (f"{value:.{digits}f}" for value in values)
+    return middle if values[1] == values[2] else f"{middle} ({least}-{most})"
 
 
 def report(parts: list[dict[str, Any]]) -> None:
@@ -318,13 +346,10 @@ def report(parts: list[dict[str, Any]]) -> None:
         print(f"| method | {' | '.join(heads)} | fit at {shown[-1]}, s | predict, s |\n|{'-|' * (len(shown) + 3)}")
         for method in dict.fromkeys(run["method"] for run in sorted(runs, key=lambda run: (run["rank"] == 0, run["method"]))):
             ranks = shown if any(run["method"] == method and run["rank"] for run in runs) else [0]
-            cells = []
-            for rank in ranks:
-                middle, least, most = summary(runs, method, rank, "error")
-                cells.append(f"{middle:.{digits}f} ({least:.{digits}f}-{most:.{digits}f})")
+            cells = [shown_of(summary(runs, method, rank, "error"), digits) for rank in ranks]
             cells = cells if ranks is shown else [""] * (len(shown) - 1) + [f"no rank: {cells[0]}"]
             f, p = (summary(runs, method, ranks[-1], key) for key in ("fit", "predict"))
-            print(f"| {method} | {' | '.join(cells)} | {f[0]:.2f} ({f[1]:.2f}-{f[2]:.2f}) | {p[0]:.3f} |")
+            print(f"| {method} | {' | '.join(cells)} | {shown_of(f, 2)} | {p[0]:.3f} |")
 
 
 def plot(parts: list[dict[str, Any]], path: Path) -> None:
@@ -334,38 +359,45 @@ def plot(parts: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = {
-        "flights": "flights: RMSE, minutes",
+        "flights": "flights, 40,000: RMSE, minutes",
+        "all flights": "all 327,346 flights: RMSE, minutes",
         "protein": "protein: RMSE",
         "bike": "bike: RMSE of log rentals",
         "fashion": "Fashion-MNIST 10k: share wrong",
     }
     styles = {
         "NystromRidge": ("C0", "o"),
-        "NystromRidge, float32": ("C2", "s"),
+        "NystromRidge, one scale": ("C2", "s"),
         "NystromRidge, default landmarks": ("C9", "v"),
         "Nystroem + Ridge": ("C1", "^"),
         "Nystroem + Ridge, our scales": ("C4", "P"),
     }
     others = {"KernelRidge, 4,000 rows": ("0.4", "D"), "HistGradientBoosting": ("C3", "*")}
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7.2), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(13.5, 7.4), layout="constrained")
+    handles: dict[str, Any] = {}
     for axis, part in zip(axes.flat, parts, strict=False):
         runs = part["runs"]
         for method, (color, marker) in styles.items():
+            ranks = sorted({run["rank"] for run in runs if run["method"] == method})
+            if not ranks:
+                continue
+            t = [summary(runs, method, rank, "fit")[0] for rank in ranks]
+            e = [summary(runs, method, rank, "error") for rank in ranks]
+            spread = [[v[0] - v[1] for v in e], [v[2] - v[0] for v in e]]
+            handles[method] = axis.errorbar(t, [v[0] for v in e], yerr=spread, color=color, marker=marker, label=method, capsize=2)
+        for method, (color, marker) in others.items():
             if not any(run["method"] == method for run in runs):
                 continue
-            points = [(summary(runs, method, rank, "fit")[0], summary(runs, method, rank, "error")) for rank in RANKS]
-            t, e = [p[0] for p in points], [p[1] for p in points]
-            spread = [[v[0] - v[1] for v in e], [v[2] - v[0] for v in e]]
-            axis.errorbar(t, [v[0] for v in e], yerr=spread, color=color, marker=marker, label=method, capsize=2)
-        for method, (color, marker) in others.items():
             t, e = summary(runs, method, 0, "fit")[0], summary(runs, method, 0, "error")[0]
-            axis.plot([t], [e], marker, color=color, label=method, markersize=9, linestyle="none")
+            (handles[method],) = axis.plot([t], [e], marker, color=color, label=method, markersize=9, linestyle="none")
         axis.set_xscale("log")
         axis.set_title(names[part["set"]])
         axis.set_xlabel("processor seconds to fit, one thread")
         axis.grid(alpha=0.3, which="both")
-    axes.flat[0].legend(fontsize=8)
-    figure.suptitle("Test error against time at ranks 64, 128, 256, 512: median of the seeds, bars from least to largest")
+    for axis in axes.flat[len(parts) :]:
+        axis.axis("off")
+    axes.flat[-1].legend(handles.values(), handles.keys(), loc="center", fontsize=10)
+    figure.suptitle("Test error against time, from the lowest to the highest rank: median of the seeds, bars from least to largest")
     figure.savefig(path, dpi=110)
 
 
@@ -377,10 +409,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
     parser.add_argument("--exact", action="store_true", help="also against the exact kernel on 8,000 rows: half a minute for each set")
+    parser.add_argument(
+        "--deviations", action="store_true", help="likelihood of test rows under the predictive deviations, in place of errors"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--report", type=Path, nargs="+", help="print tables of these files in place of measuring")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    if arguments.deviations:
+        with threadpool_limits(1):
+            deviations(arguments.set, arguments)
+        return
     if arguments.report:
         parts = [part for path in arguments.report for part in json.loads(path.read_text())]
         parts.sort(key=lambda part: list(SETS).index(part["set"]))

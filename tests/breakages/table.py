@@ -211,4 +211,56 @@ BREAKAGES = [
         new="        if False:\n",
         tests=("tests/core/test_nystrom_files.py::test_every_changed_byte_is_noticed",),
     ),
+    # ---------------------------------------------------------------------------------------- streaming
+    Breakage(
+        name="sums-of-the-killed-run-forgotten",
+        file="_streaming_run.py",
+        old="[] if resumed is None else resumed.items, list(known)",
+        new="[], list(known)",
+        tests=("tests/core/test_streaming_checkpoint.py::test_a_run_killed_at_any_point_goes_on_to_the_same_bits",),
+    ),
+    Breakage(
+        name="file-written-in-its-place",
+        file="_nystrom_io.py",
+        old="""        with temporary.open("x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+""",
+        new="""        with target.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+""",
+        tests=("tests/core/test_streaming_checkpoint.py::test_a_run_killed_at_any_point_goes_on_to_the_same_bits",),
+    ),
+    Breakage(
+        name="full-disk-keeps-half-a-file",
+        file="_nystrom_io.py",
+        old="        temporary.unlink(missing_ok=True)\n        raise\n",
+        new="        raise\n",
+        tests=("tests/core/test_streaming_checkpoint.py::test_a_small_disk_that_is_full_is_told_and_with_room_the_run_goes_on",),
+    ),
+    Breakage(
+        name="changed-rows-not-looked-for",
+        file="_streaming_run.py",
+        old="    if chunk_digest(x, y) != digest:\n",
+        new="    if False:\n",
+        tests=("tests/core/test_streaming_checkpoint.py::test_changed_rows_are_noticed",),
+    ),
+    Breakage(
+        name="torn-file-read-as-far-as-it-goes",
+        file="_streaming_files.py",
+        old='must be readable to its end; got: {reason}. Restore the file."\n        raise InputError(message) from error\n',
+        new='must be readable to its end; got: {reason}. Restore the file."\n',
+        tests=("tests/core/test_streaming.py::test_a_truncated_file_is_refused",),
+    ),
+    Breakage(
+        name="task-held-by-one-worker",
+        file="dask.py",
+        old="        shared = dask.delayed(task, pure=False, traverse=False)\n        chunk",
+        new="        shared = self._client.scatter(task, hash=False)\n        chunk",
+        tests=("tests/test_dask.py::test_a_worker_killed_in_mid_run_changes_no_bit",),
+    ),
 ]

@@ -13,6 +13,12 @@ OUT_OF_SCOPE = {
     "floor-of-a-sample-for-all-rows": "the same estimate, from a sample of rows",
     "preconditioner-shifts-by-the-largest": "a preconditioner changes the speed of a solver, not its solution",
     "damage-not-looked-for": "files are not measured by laws of numbers",
+    "sums-of-the-killed-run-forgotten": "runs that are killed are not part of the kit",
+    "file-written-in-its-place": "the same",
+    "full-disk-keeps-half-a-file": "the same",
+    "changed-rows-not-looked-for": "the same",
+    "torn-file-read-as-far-as-it-goes": "the same",
+    "task-held-by-one-worker": "the same",
 }
 """Names in table.py, and why no law of the kit speaks of them."""
 

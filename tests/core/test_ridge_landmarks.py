@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from softlinalg import Gaussian, Laplacian, errors
+from softlinalg import Gaussian, Laplacian, Matern, _arrays, errors
+from softlinalg._kernel_rescaled import RescaledKernel, rescaled
 from softlinalg._nystrom import nystrom
 from softlinalg._ridge_landmarks import STEP, _pivots, ridge_sample
 from softlinalg._ridge_regression import ridge_model
@@ -99,7 +100,7 @@ def test_several_scales_keep_their_ratios():
     sample = ridge_sample(x, y, 20, rng=0)
     scaled, ridge = sample.scaled(Gaussian((0.1, 0.4)), 20)
     assert scaled.length_scale[1] / scaled.length_scale[0] == pytest.approx(4)
-    assert ridge == sample.score(scaled, 20)[1]
+    assert ridge == pytest.approx(ridge_sample(x, y, 20, rng=0).score(scaled, 20)[1], rel=1e-9)
     assert type(sample.scaled(Laplacian(1.0), 20)[0]) is Laplacian
 
 
@@ -135,3 +136,30 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(errors.ParameterError, match=r'kernel must be of this package for length_scale="gcv"; got Other'):
         NystromRidge(kernel=Other(), length_scale="gcv").fit(x, y)
     assert NystromRidge(kernel=Other(), landmarks="targets", rank=2).fit(x, y).landmarks_.shape == (2, 2)
+
+
+@pytest.mark.parametrize("kernel", [Gaussian((0.5, 1.0, 2.0)), Laplacian(1.0), Matern(0.7, nu=0.5), Matern(0.7, nu=1.5)])
+def test_distances_computed_once_give_the_kernel_at_every_scale(kernel):
+    x = np.random.default_rng(0).normal(size=(300, 3))
+    values = RescaledKernel(kernel, x, xp=_arrays.host_namespace())
+    for columns, factor in ((20, 1.0), (10, 0.1), (50, 3.0), (50, 0.5)):
+        other, last = rescaled(kernel, factor), factor == 0.5
+        c = values.values(columns, factor, last=last)
+        # Exponents of a few ulp, some hundreds in size at the shortest scale; the roots of Matern kernels halve the digits near zero.
+        np.testing.assert_allclose(c, other(x, x[:columns]), rtol=1e-12, atol=1e-13)
+        square = values.square(c, factor)
+        np.testing.assert_allclose(square, other(x[:columns]), rtol=1e-12, atol=1e-13)
+        assert np.array_equal(square, square.T)
+        assert np.all(np.diagonal(square) == 1)
+        assert (values._exponents is None) == last
+
+
+def test_distances_that_need_care_at_a_scale_are_left_to_the_kernel():
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    x[:10] += 1e3  # 1,000 length scales away, but near one another
+    exact = np.exp(-np.sum((x[:, None] - x[None, :20]) ** 2, axis=-1) / 2 / 0.1**2)
+    values = RescaledKernel(Gaussian(100.0), x, xp=_arrays.host_namespace())
+    far = values.values(20, 1e-3)
+    np.testing.assert_allclose(far, exact, rtol=1e-9, atol=1e-300)
+    assert values._serves(1.0)
+    assert not values._serves(1e-3)

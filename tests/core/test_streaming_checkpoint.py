@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -303,6 +304,56 @@ def test_a_full_disk_is_told_and_the_last_file_stays(tmp_path: Path, unbroken: l
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["sums"]  # noqa: PTH208
     assert bits(run(path)) == unbroken
+
+
+FULL = textwrap.dedent("""
+    import subprocess, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    import test_streaming_checkpoint as here
+    disk, before = Path(sys.argv[2]), Path(sys.argv[3]).read_bytes()
+    def mount(*options):
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", *options, "none", str(disk)], capture_output=True).returncode:
+            sys.exit(77)
+    mount(f"size={4096 * (3 * len(before) // 8192 + 1)}")  # room for one file and a half
+    path = disk / "sums"
+    path.write_bytes(before)
+    try:
+        here.run(path)
+    except OSError as error:
+        print(error)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in disk.iterdir()] == ["sums"]
+    mount("remount,size=1m")
+    assert here.bits(here.run(path)) == here.bits(here.run(None))
+    print("the same bits")
+""")
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, for a small disk of its own")
+def test_a_small_disk_that_is_full_is_told_and_with_room_the_run_goes_on(tmp_path: Path) -> None:
+    path, disk = tmp_path / "sums", tmp_path / "disk"
+    interrupted(path, 300)
+    disk.mkdir()
+    command = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        sys.executable,
+        "-c",
+        FULL,
+        str(Path(__file__).parent),
+        str(disk),
+        str(path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        pytest.skip("this system lets no process mount a disk of its own")
+    assert done.returncode == 0, done.stderr
+    told, bits_line = done.stdout.splitlines()
+    assert "nystrom_stream: checkpoint must be writable; got No space left on device" in told
+    assert bits_line == "the same bits"
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
