@@ -70,7 +70,8 @@ def main() -> None:
         errors.append(rmse(model.predict(test_x)))
         tqdm.write(f"rank {rank}: {errors[-1]:.2f} minutes RMSE, {time.perf_counter() - start:.1f} s")
     mean, deviation = model.predict(test_x, return_std=True)
-    spread = np.sqrt(deviation**2 + model[-1].noise_variance_)  # of a flight: the function's deviation, and what no model of these columns knows
+    # Of a flight: the deviation of the function, and what no function of these columns knows.
+    spread = np.sqrt(deviation**2 + model[-1].noise_variance_)
     inside = np.mean(np.abs(test_y - mean) < 1.96 * spread)
     print(f"within 1.96 deviations of the last model's prediction: {100 * inside:.1f} % of the test flights")
 

@@ -6,7 +6,7 @@ background and three in a hundred are in triangles, which equal weights leave un
 by their rarity. The backbone is a small `SoftBackbone`, which UperNet takes as any other through its configuration. The picture
 shows the mean intersection over union on pictures that were not trained on, and what the network sees in four of them.
 
-    python examples/segmentation.py [--steps 1000] [--output segmentation.png] [--quick]
+    python examples/segmentation.py [--steps 600] [--output segmentation.png] [--quick]
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def overlaps(found: Tensor, classes: Tensor) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--side", type=int, default=64, help="of the pictures, in pixels")
     parser.add_argument("--seed", type=int, default=0)

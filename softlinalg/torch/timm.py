@@ -65,7 +65,9 @@ class TimmSoft(SoftBackbone):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        options.update(num_classes=num_classes, in_chans=in_chans, global_pool=global_pool or "none", drop=drop_rate, drop_path=drop_path_rate)
+        options.update(
+            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool or "none", drop=drop_rate, drop_path=drop_path_rate
+        )
         with torch.device(device) if device is not None else contextlib.nullcontext():
             super().__init__(**options)
         if dtype is not None:
