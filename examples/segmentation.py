@@ -1,11 +1,12 @@
 """Semantic segmentation: UperNet of transformers on the maps of a softmax-free backbone, from nothing to shapes in some minutes.
 
 Pictures are made here, so that every pixel's class is known: discs, squares and triangles in front of stripes, under noise, covering one
-another. Each kind has a colour that it mostly comes near to, and that others come near to at times: minutes of training learn that,
-not yet the outlines. The backbone is a small `SoftBackbone`, which UperNet takes as any other through its configuration. The picture
+another. Each kind has a colour that it mostly comes near to, and that others come near to at times. Four fifths of the pixels are
+background and three in a hundred are in triangles, which equal weights leave unlearned for hundreds of steps: the classes have weights
+by their rarity. The backbone is a small `SoftBackbone`, which UperNet takes as any other through its configuration. The picture
 shows the mean intersection over union on pictures that were not trained on, and what the network sees in four of them.
 
-    python examples/segmentation.py [--steps 150] [--output segmentation.png] [--quick]
+    python examples/segmentation.py [--steps 600] [--output segmentation.png] [--quick]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.colors import ListedColormap
 from torch import Tensor
 from tqdm import tqdm
@@ -69,6 +71,12 @@ def pictures(count: int, side: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(classes))
 
 
+def rarity(classes: Tensor) -> Tensor:
+    """Weight of each class, one over the root of its share of the pixels: with equal weights nothing is gained by rare classes early on."""
+    shares = torch.bincount(classes.flatten(), minlength=len(CLASSES)).double() / classes.numel()
+    return shares.clamp_min(1e-3).rsqrt().float()
+
+
 # ---------------------------------------------------------------------------------------------------- model
 def network(side: int) -> UperNetForSemanticSegmentation:
     """UperNet on a backbone of four blocks with 16 landmarks for each head."""
@@ -102,7 +110,7 @@ def overlaps(found: Tensor, classes: Tensor) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--side", type=int, default=64, help="of the pictures, in pixels")
     parser.add_argument("--seed", type=int, default=0)
@@ -117,16 +125,18 @@ def main() -> None:
     model = network(options.side).train()
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{count:,} parameters, of these {sum(parameter.numel() for parameter in model.backbone.parameters()):,} in the backbone")
+    weight = rarity(pictures(16 if options.quick else 200, options.side, options.seed + 20_000)[1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=options.steps + 1)
     curve: list[tuple[int, list[float]]] = [(0, overlaps(seen(model, test_images), test_classes))]
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     bar = tqdm(range(1, options.steps + 1), desc="step")
     for step in bar:
         images, classes = pictures(options.batch, options.side, options.seed + step)  # new ones in each step
-        loss = model(images, labels=classes).loss
+        loss = F.cross_entropy(model(images).logits, classes, weight=weight)
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rates.step()
         if step % every == 0 or step == options.steps:
@@ -134,7 +144,7 @@ def main() -> None:
             bar.set_postfix(loss=f"{loss.item():.3f}", overlap=f"{np.mean(curve[-1][1]):.3f}")
     each = ", ".join(f"{name} {100 * value:.1f} %" for name, value in zip(CLASSES, curve[-1][1], strict=True))
     print(f"mean intersection over union after {options.steps} steps: {100 * np.mean(curve[-1][1]):.1f} % ({each})")
-    print(f"{time.perf_counter() - start:.0f} s")
+    print(f"{time.perf_counter() - start:.0f} s, {time.process_time() - worked:.0f} s of processor time")
     draw(curve, test_images[:4], test_classes[:4], seen(model, test_images[:4]), options.output)
     print(f"picture: {options.output}")
 

@@ -54,22 +54,23 @@ def halved(
     """
     x, lead, rows = _arrays.detach(x), tuple(x.shape[:-2]), x.shape[-2]
     device = _arrays.device_of(x)
-    absent = xp.zeros((*lead, rows), dtype=xp.bool, device=device) if hidden is None else xp.broadcast_to(hidden, (*lead, rows))
+    # What depends on absent rows alone keeps their axes: with heads that hide the same rows it is done once for all of them.
+    absent = xp.zeros((rows,), dtype=xp.bool, device=device) if hidden is None else hidden
     weights = xp.ones_like(x[..., 0]) if weights is None else _arrays.detach(weights)
     # Absent rows come last, the others keep their order.
-    order = xp.argsort(xp.astype(absent, xp.int64), axis=-1, stable=True)
+    order = xp.broadcast_to(xp.argsort(xp.astype(absent, xp.int64), axis=-1, stable=True), (*lead, rows))
     present = xp.sum(xp.astype(~absent, xp.int64), axis=-1, keepdims=True)  # (..., 1)
+    inside = xp.arange(rows, device=device) < present
     for level in range(levels):
         index, counts, cell, place = _layout(order, present, 2**level, xp=xp)
         sorted_places = xp.argsort(_projections(x, index, counts, weights, metric, xp=xp), axis=-1, stable=True)
-        index = xp.take_along_axis(index, sorted_places, axis=-1)
-        flat = xp.reshape(index, (*lead, -1))
-        moved = xp.take_along_axis(flat, cell * index.shape[-1] + place, axis=-1)
-        inside = xp.broadcast_to(xp.arange(rows, device=device) < present, order.shape)
+        index = _take(index, sorted_places, xp=xp)
+        moved = _take(xp.reshape(index, (*lead, -1)), cell * index.shape[-1] + place, xp=xp)
         order = xp.where(inside, moved, order)
     index, counts, cell, place = _layout(order, present, 2**levels, xp=xp)
     back = xp.argsort(order, axis=-1, stable=True)  # where each row stands
-    return Cells(index, counts, xp.take_along_axis(cell, back, axis=-1), xp.take_along_axis(place, back, axis=-1))
+    cell, place = (_take(xp.broadcast_to(values, (*lead, rows)), back, xp=xp) for values in (cell, place))
+    return Cells(index, counts, cell, place)
 
 
 def _layout(order: Array, present: Array, cells: int, *, xp: Namespace) -> tuple[Array, Array, Array, Array]:
@@ -84,13 +85,14 @@ def _layout(order: Array, present: Array, cells: int, *, xp: Namespace) -> tuple
     stop = ((j + 1) * present) // cells
     position = start[..., None] + xp.arange(size, device=device)
     counts = position < stop[..., None]
-    flat = xp.reshape(xp.where(position < rows, position, xp.full_like(position, rows - 1)), (*order.shape[:-1], cells * size))
-    index = xp.reshape(xp.take_along_axis(order, flat, axis=-1), (*order.shape[:-1], cells, size))
+    flat = xp.where(position < rows, position, xp.full_like(position, rows - 1))
+    flat = xp.reshape(flat, (*flat.shape[:-2], cells * size))
+    index = xp.reshape(_take(order, flat, xp=xp), (*order.shape[:-1], cells, size))
     i = xp.arange(rows, device=device)
     some = xp.where(present > 0, present, xp.ones_like(present))
     cell = ((i + 1) * cells + some - 1) // some - 1  # the last j whose cell begins at or before i
     cell = xp.where(cell < cells, cell, xp.full_like(cell, cells - 1))
-    place = i - xp.take_along_axis(start, cell, axis=-1)
+    place = i - _take(start, cell, xp=xp)
     inside = place < size
     return index, counts, cell, xp.where(inside, place, xp.full_like(place, size - 1))
 
@@ -100,28 +102,47 @@ def _projections(x: Array, index: Array, counts: Array, weights: Array, metric: 
     points = take_rows(x, index, xp=xp)  # (..., cells, size, d)
     zero = xp.zeros_like(points[..., 0])
     flat = xp.reshape(index, (*index.shape[:-2], -1))
-    w = xp.where(counts, xp.reshape(xp.take_along_axis(weights, flat, axis=-1), index.shape), zero)
+    w = xp.where(counts, xp.reshape(_take(weights, flat, xp=xp), index.shape), zero)
     total = xp.sum(w, axis=-1, keepdims=True)
     w = (w / xp.where(total > 0, total, xp.ones_like(total)))[..., None]
     points = points - xp.sum(w * points, axis=-2, keepdims=True)
+    weighted = w * points
     # The axis of the largest spread is a start that is never orthogonal to all there is.
-    spread = xp.sum(w * points * points, axis=-2)  # (..., cells, d)
+    spread = xp.sum(weighted * points, axis=-2)  # (..., cells, d)
     axes = xp.arange(x.shape[-1], device=_arrays.device_of(x))
-    direction = xp.astype(xp.argmax(spread, axis=-1)[..., None] == axes, x.dtype)[..., None]  # (..., cells, d, 1)
+    direction = xp.astype(xp.argmax(spread, axis=-1)[..., None] == axes, x.dtype)  # (..., cells, d)
+    covariance = xp.matrix_transpose(points) @ weighted  # once, in place of two products with the points in each step
     for _ in range(_POWER_STEPS):
-        direction = xp.matrix_transpose(points) @ (w * (points @ direction))
+        direction = (covariance @ direction[..., None])[..., 0]
         if metric is not None:
-            direction = metric[..., None, :, :] @ direction
-        size = xp.max(xp.abs(direction), axis=-2, keepdims=True)
+            direction = direction @ metric  # which is symmetric
+        size = xp.max(xp.abs(direction), axis=-1, keepdims=True)
         direction = direction / xp.where(size > 0, size, xp.ones_like(size))
-    return xp.where(counts, (points @ direction)[..., 0], xp.full_like(zero, math.inf))
+    return xp.where(counts, (points @ direction[..., None])[..., 0], xp.full_like(zero, math.inf))
 
 
 def take_rows(x: Array, index: Array, *, xp: Namespace) -> Array:
     """Rows (..., cells, size, d) of x (..., rows, d) by their numbers (..., cells, size)."""
-    flat = xp.reshape(index, (*index.shape[:-2], -1))
-    spread = xp.broadcast_to(flat[..., None], (*flat.shape, x.shape[-1]))
-    return xp.reshape(xp.take_along_axis(x, spread, axis=-2), (*index.shape, x.shape[-1]))
+    lead, (rows, features) = tuple(x.shape[:-2]), x.shape[-2:]
+    flat = _numbers(xp.reshape(index, (*index.shape[:-2], -1)), lead, rows, xp=xp)
+    return xp.reshape(xp.take(xp.reshape(x, (math.prod(lead) * rows, features)), flat, axis=0), (*lead, *index.shape[-2:], features))
+
+
+def _take(x: Array, index: Array, *, xp: Namespace) -> Array:
+    """Entries (..., m) of x (..., rows) by their numbers (..., m), whose leading axes may be fewer than those of x."""
+    lead, rows = tuple(x.shape[:-1]), x.shape[-1]
+    lead = lead if len(lead) >= index.ndim - 1 else tuple(index.shape[:-1])
+    x = xp.broadcast_to(x, (*lead, rows))
+    flat = _numbers(index, lead, rows, xp=xp)
+    return xp.reshape(xp.take(xp.reshape(x, (math.prod(lead) * rows,)), flat, axis=0), (*lead, index.shape[-1]))
+
+
+def _numbers(index: Array, lead: tuple[int, ...], rows: int, *, xp: Namespace) -> Array:
+    """Numbers of rows in each member, (..., m), as numbers in the members laid end to end: whole rows are then copied at once."""
+    members = math.prod(lead)
+    index = xp.reshape(xp.broadcast_to(index, (*lead, index.shape[-1])), (members, index.shape[-1]))
+    first = rows * xp.arange(members, dtype=index.dtype, device=_arrays.device_of(index))
+    return xp.reshape(index + first[:, None], (members * index.shape[-1],))
 
 
 def tilted_softmax(
@@ -153,9 +174,9 @@ def tilted_softmax(
     there = xp.astype(by_group.counts, q.dtype)[..., None]
     number = xp.sum(there, axis=-2, keepdims=True)
     middle = xp.sum(there * queries, axis=-2, keepdims=True) / xp.where(number > 0, number, xp.ones_like(number))
-    tilt = _tilts(middle[..., 0, :], k, hidden, scale, xp=xp)  # (..., groups, keys): softmax over the keys at each reference
-    seen = xp.astype(number[..., 0] > 0, q.dtype)  # (..., groups, 1)
-    mass = xp.sum(tilt * seen, axis=-2) / xp.sum(seen, axis=-2)
+    tilt = _tilts(middle[..., 0, :], k, hidden, scale, xp=xp)  # (..., keys, groups): softmax over the keys at each reference
+    seen = xp.astype(xp.matrix_transpose(number[..., 0]) > 0, q.dtype)  # (..., 1, groups)
+    mass = xp.sum(tilt * seen, axis=-1) / xp.sum(seen, axis=-1)
     moved = there * (queries - middle)
     flat = _arrays.detach(xp.reshape(moved, (*lead, -1, q.shape[-1])))
     metric = xp.matrix_transpose(flat) @ flat  # what the distances between keys matter for
@@ -164,14 +185,13 @@ def tilted_softmax(
     none = total == 0
     bias = xp.log(xp.where(none, xp.ones_like(total), total))
     bias = xp.where(none, xp.full_like(bias, -math.inf), bias)
-    logits = scale * (moved @ xp.matrix_transpose(keys)) + bias[..., None, :]  # (..., groups, size, cells)
+    logits = (scale * moved) @ xp.matrix_transpose(keys) + bias[..., None, :]  # (..., groups, size, cells)
     top = _arrays.detach(xp.max(logits, axis=-1, keepdims=True))
     shares = xp.exp(logits - xp.where(top > -math.inf, top, xp.zeros_like(top)))
     sums = xp.sum(shares, axis=-1, keepdims=True)
     out = (shares @ values) / xp.where(sums == 0, xp.ones_like(sums), sums)  # (..., groups, size, e)
     places = by_group.cell * out.shape[-2] + by_group.place
-    spread = xp.broadcast_to(places[..., None], (*places.shape, v.shape[-1]))
-    rows = xp.take_along_axis(xp.reshape(out, (*lead, -1, v.shape[-1])), spread, axis=-2)
+    rows = take_rows(xp.reshape(out, (*lead, -1, v.shape[-1])), places[..., None], xp=xp)[..., 0, :]
     return rows if absent is None else xp.where(absent[..., None], xp.zeros_like(rows), rows)
 
 
@@ -181,25 +201,21 @@ def _levels(count: int, rows: int) -> int:
 
 
 def _tilts(references: Array, k: Array, hidden: Array | None, scale: float, *, xp: Namespace) -> Array:
-    """exp(scale r.k), over its sum over the keys, (..., groups, keys); zeros where there is no key."""
-    logits = scale * (references @ xp.matrix_transpose(k))
+    """exp(scale r.k), over its sum over the keys, (..., keys, groups); zeros where there is no key."""
+    logits = scale * (k @ xp.matrix_transpose(references))
     if hidden is not None:
-        logits = xp.where(hidden[..., None, :], xp.full_like(logits, -math.inf), logits)
-    top = _arrays.detach(xp.max(logits, axis=-1, keepdims=True))
+        logits = xp.where(hidden[..., None], xp.full_like(logits, -math.inf), logits)
+    top = _arrays.detach(xp.max(logits, axis=-2, keepdims=True))
     values = xp.exp(logits - xp.where(top > -math.inf, top, xp.zeros_like(top)))
-    total = xp.sum(values, axis=-1, keepdims=True)
+    total = xp.sum(values, axis=-2, keepdims=True)
     return values / xp.where(total == 0, xp.ones_like(total), total)
 
 
 def _cell_means(k: Array, v: Array, tilt: Array, by_cell: Cells, *, xp: Namespace) -> tuple[Array, Array, Array]:
     """Weighted means of keys and values of each cell for each group of queries, (..., groups, cells, d or e), and the sums of weights."""
-    cells, size = by_cell.index.shape[-2:]
-    groups = tilt.shape[-2]
-    flat = xp.reshape(by_cell.index, (*by_cell.index.shape[:-2], 1, cells * size))
-    spread = xp.broadcast_to(flat, (*tilt.shape[:-1], cells * size))
-    weights = xp.reshape(xp.take_along_axis(tilt, spread, axis=-1), (*tilt.shape[:-2], groups, cells, size))
-    weights = xp.moveaxis(xp.where(by_cell.counts[..., None, :, :], weights, xp.zeros_like(weights)), -3, -2)  # (..., cells, groups, size)
-    total = xp.sum(weights, axis=-1, keepdims=True)
-    share = weights / xp.where(total == 0, xp.ones_like(total), total)
+    weights = take_rows(tilt, by_cell.index, xp=xp)  # (..., cells, size, groups)
+    weights = xp.where(by_cell.counts[..., None], weights, xp.zeros_like(weights))
+    total = xp.sum(weights, axis=-2, keepdims=True)
+    share = xp.matrix_transpose(weights / xp.where(total == 0, xp.ones_like(total), total))
     keys, values = (xp.moveaxis(share @ take_rows(x, by_cell.index, xp=xp), -2, -3) for x in (k, v))
-    return keys, values, xp.moveaxis(total[..., 0], -1, -2)
+    return keys, values, xp.matrix_transpose(total[..., 0, :])

@@ -29,7 +29,7 @@ def clothes(tmp_path_factory):
     """A folder in the format of Fashion-MNIST: a bright square whose place tells the label, under noise."""
     folder = tmp_path_factory.mktemp("clothes")
     rng = np.random.default_rng(0)
-    for prefix, count in (("train", 160), ("t10k", 500)):
+    for prefix, count in (("train", 80), ("t10k", 50)):
         labels = rng.integers(0, 10, count).astype(np.uint8)
         pictures = rng.integers(0, 60, (count, 28, 28)).astype(np.uint8)
         for picture, label in zip(pictures, labels, strict=True):
@@ -44,7 +44,7 @@ def clothes(tmp_path_factory):
 
 
 def command(data, output, *more):
-    settings = ["--data", data, "--output", output, "--batch", "32", "--epochs", "2", "--save-every", "2", "--threads", "1", *more]
+    settings = ["--data", data, "--output", output, "--batch", "16", "--epochs", "2", "--save-every", "2", "--threads", "1", *more]
     return [sys.executable, str(EXAMPLES / "fashion_mnist.py"), *map(str, settings)]
 
 

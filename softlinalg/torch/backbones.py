@@ -276,7 +276,7 @@ class SoftBackbone(nn.Module):
         self.num_classes = num_classes
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         initialize(head)
-        self.head: nn.Module = head.to(self.cls_token)
+        self.head: nn.Module = head.to(self.cls_token).train(self.training)
 
     def diagnostics(self) -> ModelDiagnostics:
         """`SoftAttention.diagnostics` of every layer by its name, from the last forward pass; print it for a table."""

@@ -564,7 +564,7 @@ def _result_type(q: Tensor, k: Tensor | None, v: Tensor) -> torch.dtype:
     """The common type of the arguments; that of autocast where it is on, which leaves float64 alone."""
     common = _common_type(q, k, v)
     device = q.device.type
-    if common != torch.float64 and torch.is_autocast_enabled(device):
+    if common != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):  # shapes alone have no autocast
         return torch.get_autocast_dtype(device)
     return common
 

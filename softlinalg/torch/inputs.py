@@ -74,9 +74,12 @@ def _checked(func: str, name: str, x: Any) -> Any:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """A region that computes in the types it has. Where autocast is off nothing is entered: an exported program would keep the region."""
+    """A region that computes in the types it has.
+
+    Where autocast is off nothing is entered: an exported program would keep the region. Shapes alone (device "meta") have no autocast.
+    """
     device = x.device.type
-    if torch.compiler.is_exporting() and not torch.is_autocast_enabled(device):
+    if device == "meta" or (torch.compiler.is_exporting() and not torch.is_autocast_enabled(device)):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)
 

@@ -6,9 +6,11 @@ model = timm.create_model("soft_tiny", num_classes=10)
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 try:
@@ -36,6 +38,8 @@ class TimmSoft(SoftBackbone):
         "" leaves the tokens as they are.
     drop_rate, drop_path_rate : float, default 0
         Before the classifier, and of stochastic depth in the last block.
+    device, dtype : optional
+        Of the weights, as `timm.create_model` hands them on. Default: those of PyTorch.
     **options
         As in `SoftBackbone`: landmarks=49, inverse="certified", published=False, ...
 
@@ -52,10 +56,17 @@ class TimmSoft(SoftBackbone):
         global_pool: str = "token",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        pool = global_pool or "none"
-        super().__init__(num_classes=num_classes, in_chans=in_chans, global_pool=pool, drop=drop_rate, drop_path=drop_path_rate, **options)
+        options.update(
+            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool or "none", drop=drop_rate, drop_path=drop_path_rate
+        )
+        with torch.device(device) if device is not None else contextlib.nullcontext():
+            super().__init__(**options)
+        if dtype is not None:
+            self.to(dtype=dtype)
         self.drop_rate = drop_rate
         self.head_hidden_size = self.num_features
         self.feature_info = [

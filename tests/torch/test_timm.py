@@ -152,3 +152,11 @@ def test_weights_from_a_file_fit_also_for_another_image_size(tmp_path):
     wide = create("soft_tiny", pretrained=True, img_size=96, num_classes=6, pretrained_cfg_overlay=overlay)
     assert wide.pos_embed1.shape[1] == 24 * 24
     assert torch.equal(wide.head.weight, source.head.weight)
+
+
+def test_weights_lie_where_and_in_the_type_that_was_asked_for():
+    model = create("soft_tiny", device="meta", dtype=torch.bfloat16).eval()
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+    assert model(images().to("meta", torch.bfloat16)).shape == (1, 1000)  # shapes alone
+    model.reset_classifier(2)
+    assert (model.head.weight.device.type, model.head.weight.dtype, model.head.training) == ("meta", torch.bfloat16, False)
