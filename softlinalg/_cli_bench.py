@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -21,11 +20,12 @@ from threadpoolctl import threadpool_limits
 
 from softlinalg import __version__
 from softlinalg._cli_approximate import check_outputs
+from softlinalg._cli_bench_page import GROUPS, Report, Row, key, measuring_command, merged, origin, page, plot, read, table, to_json
 from softlinalg._cli_data import require
 from softlinalg._cli_options import CommandError
 from softlinalg._cli_report import write_file
 
-__all__ = ["WORSE", "measure", "regressions", "run", "table"]
+__all__ = ["WORSE", "measure", "regressions", "run"]
 
 WORSE = 1.5
 """A stored ratio may grow by this much: machines differ, and so do their neighbours."""
@@ -40,11 +40,10 @@ _PACKAGES = (
     "performer-pytorch",
     "linformer",
     "linear-attention-transformer",
+    "pykeops",
 )
 _LIMIT = 20.0
 """Seconds that one call may take: a contestant that needs longer is left out of the rounds, and its first time is kept."""
-
-Row = dict[str, Any]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,17 +60,41 @@ def run(arguments: argparse.Namespace) -> int:
         (arguments.plot, "--plot", (".png", ".svg", ".pdf")),
     ]
     check_outputs(arguments.check, [entry for entry in outputs if entry[0] is not None])
-    torch = require("torch", why="the benchmark")
+    if arguments.reports is None:
+        stored = None if arguments.check is None else _stored(arguments.check)
+        reports = [_measurement(arguments, stored)]
+    else:
+        if arguments.check is not None:
+            message = "--check holds a new measurement to an old one, and --from measures nothing: give one of them"
+            raise CommandError(message)
+        stored = None
+        reports = merged([report for path in arguments.reports for report in read(path, "--from")])
+        if not arguments.quiet:
+            print(page(reports), flush=True)
+    rows: list[Row] = [row for report in reports for row in report["rows"]]
+    if arguments.json is not None:
+        write_file(arguments.json, to_json(reports).encode())
+    if arguments.table is not None:
+        picture = None if arguments.plot is None else Path(os.path.relpath(arguments.plot, arguments.table.parent)).as_posix()
+        write_file(arguments.table, page(reports, picture).encode())
     if arguments.plot is not None:
-        require("matplotlib.figure", why="--plot")
-    stored = None if arguments.check is None else _stored(arguments.check)
+        write_file(arguments.plot, plot(rows, arguments.plot.suffix[1:]))
+    worse = [] if stored is None else regressions(rows, stored)
+    for line in worse:
+        print(f"worse: {line}")
+    return 1 if worse else 0
+
+
+def _measurement(arguments: argparse.Namespace, stored: dict[str, float] | None) -> Report:
+    """Measure the chosen workloads, and show each when it is done."""
+    unknown = sorted(set(arguments.group or ()) - set(GROUPS))
+    if unknown:
+        message = f"--group must be among {', '.join(GROUPS)}; got {unknown[0]!r}"
+        raise CommandError(message)
+    torch = require("torch", why="the benchmark")
     # Workloads come from the adapters, above which the command stands: loaded only here.
     from softlinalg import _cli_bench_workloads as source
 
-    unknown = sorted(set(arguments.group or ()) - set(source.GROUPS))
-    if unknown:
-        message = f"--group must be among {', '.join(source.GROUPS)}; got {unknown[0]!r}"
-        raise CommandError(message)
     before = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
@@ -91,18 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         torch.set_num_threads(before)
     report = {"machine": _machine(arguments), "rates": rates._asdict(), "rows": rows}
-    if arguments.json is not None:
-        write_file(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
-    if arguments.table is not None:
-        write_file(arguments.table, (table(rows) + "\n\n" + _footer(report) + "\n").encode())
-    if arguments.plot is not None:
-        write_file(arguments.plot, plot(rows, arguments.plot.suffix[1:]))
     if not arguments.quiet:
-        print(_footer(report))
-    worse = [] if stored is None else regressions(rows, stored)
-    for line in worse:
-        print(f"worse: {line}")
-    return 1 if worse else 0
+        print(origin(report))
+    return report
+
+
+def _stored(path: Path) -> dict[str, float]:
+    """Ratios of an earlier report, by workload and contestant."""
+    return {key(row): float(row["best_ratio"]) for report in read(path, "--check") for row in report["rows"]}
 
 
 def _measured(work: Any, rates: Any, stored: dict[str, float] | None, arguments: argparse.Namespace) -> list[Row]:
@@ -159,16 +178,6 @@ def _rows(work: Any, seconds: dict[str, list[float]], rates: Any) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Rows as Markdown."""
-    lines = ["| workload | contestant | median, ms | times as long as ours (quartiles) | share of the floor |", "|-|-|-|-|-|"]
-    for row in rows:
-        floor = "" if row["floor"] is None else f"{100 * row['floor']:.0f} %"
-        ratio = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        lines.append(f"| {row['group']}: {row['name']} | {row['contestant']} | {1e3 * row['median_s']:.2f} | {ratio} | {floor} |")
-    return "\n".join(lines)
-
-
 def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a reader needs to judge the figures and to repeat them."""
     versions = {"softlinalg": __version__}
@@ -185,7 +194,7 @@ def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": " ".join(["softlinalg", *sys.argv[1:]]),
+        "command": measuring_command(sys.argv[1:]),
     }
 
 
@@ -196,70 +205,11 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _footer(report: dict[str, Any]) -> str:
-    """Where and how the figures were measured."""
-    machine, rates = report["machine"], report["rates"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    flops = ", ".join(f"{value / 1e9:.0f} Gflop/s in {name}" for name, value in rates["flops"].items())
-    return (
-        f"{machine['processors']} x {machine['processor']}, {machine['threads']} thread(s), Python {machine['python']}, {versions}; "
-        f"{machine['date']}.\n"
-        f"Measured in the same run: {flops}, {rates['exponentials'] / 1e9:.2f} G exponentials/s, {rates['bytes'] / 1e9:.0f} GB/s copied.\n"
-        f"`{machine['command']}`"
-    )
-
-
-def _stored(path: Path) -> dict[str, float]:
-    """Ratios of an earlier report, by workload and contestant."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return {_key(row): float(row["best_ratio"]) for row in rows}
-    except (OSError, UnicodeError, ValueError, KeyError, TypeError) as error:
-        message = f"--check: {path} is no report of softlinalg bench --json ({type(error).__name__})"
-        raise CommandError(message) from error
-
-
-def _key(row: Row) -> str:
-    return f"{row['group']}: {row['name']}: {row['contestant']}"
-
-
 def regressions(rows: Sequence[Row], stored: dict[str, float]) -> list[str]:
     """What has become slower beside its peers: ratios below the stored ones by more than `WORSE`."""
     worse = []
     for row in rows:
-        before = stored.get(_key(row))
+        before = stored.get(key(row))
         if before is not None and row["best_ratio"] * WORSE < before:
-            worse.append(f"{_key(row)} took {row['best_ratio']:.2f} times as long as ours, {before:.2f} when it was stored")
+            worse.append(f"{key(row)} took {row['best_ratio']:.2f} times as long as ours, {before:.2f} when it was stored")
     return worse
-
-
-def plot(rows: Sequence[Row], kind: str) -> bytes:
-    """Bars of ratios on a logarithmic axis, one panel for each group."""
-    import io
-
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
-
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    parts = {group: [row for row in rows if row["group"] == group and row["contestant"] != "softlinalg"] for group in groups}
-    heights = [max(1, len(parts[group])) for group in groups]
-    figure = Figure(figsize=(10, 1.1 * len(groups) + 0.17 * sum(heights)), layout="constrained")
-    for axes, group in zip(figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0], groups, strict=True):
-        ratios = [row["ratio"] for row in parts[group]]
-        spread = [[row["ratio"] - row["low"] for row in parts[group]], [row["high"] - row["ratio"] for row in parts[group]]]
-        names = [f"{row['name']}: {row['contestant']}" for row in parts[group]]
-        colors = ["#4477aa" if ratio >= 1 else "#cc6677" for ratio in ratios]
-        # From 1 on: the length of a bar from any other place would mean nothing on a logarithmic axis.
-        axes.barh(names, [ratio - 1 for ratio in ratios], left=1, xerr=spread, color=colors, height=0.7, error_kw={"lw": 0.8})
-        axes.axvline(1, color="black", lw=1)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.invert_yaxis()
-        axes.tick_params(axis="y", labelsize=6)
-        axes.set_title(group, fontsize=9)
-        axes.set_xlabel("times as long as softlinalg, which is quicker to the right of 1 (median, quartiles)", fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=110)
-    return buffer.getvalue()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import softlinalg
 from softlinalg import _kernel_products
 
-__all__ = ["GROUPS", "Rates", "Workload", "attention_contestants", "kernel_matrices", "naive_attention", "workloads"]
+__all__ = ["Rates", "Workload", "attention_contestants", "kernel_matrices", "naive_attention", "workloads"]
 
 OURS = "softlinalg"
 RIDGE = 0.01
@@ -283,9 +283,6 @@ def _backbones(side: int, *, training: bool) -> Contestants:
 
 
 # ------------------------------------------------------------------------------------------------------ the list
-GROUPS = ("inverse", "product", "landmarks", "nystrom", "attention", "backbone")
-
-
 def _inverse_floor(batch: int, m: int, rates: Rates) -> float:
     """Cholesky and the inverse from it: m^3 operations, in float64 whatever comes in."""
     return batch * m**3 / rates.flops["float64"]

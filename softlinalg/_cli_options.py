@@ -342,6 +342,8 @@ examples:
   softlinalg bench --group attention --rounds 9 --json attention.json --plot attention.png
   softlinalg bench --smoke --check attention.json
       the quick workloads only; the status is 1 if softlinalg has become slower beside its peers
+  softlinalg bench --from inverse.json attention.json --table peers.md --plot peers.png
+      measure nothing: a page and a picture of what was measured before
 """
 
 
@@ -364,9 +366,17 @@ def _add_bench(commands: Any, run: Any) -> None:
     parser.add_argument("--rounds", type=_whole, default=7, metavar="N", help="of each workload; default: 7")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="for the rounds of one workload, after two; default: 60")
     parser.add_argument("--threads", type=_whole, default=1, metavar="N", help="of every contestant; default: 1")
+    parser.add_argument(
+        "--from",
+        dest="reports",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="reports that --json wrote: join them and measure nothing; the last that has a workload counts",
+    )
     parser.add_argument("--check", type=Path, metavar="FILE", help="a report to hold the ratios to: worse by 1.5 times fails")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table as Markdown")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write a page of Markdown, with the picture of --plot")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios")
     parser.add_argument("--quiet", action="store_true", help="print only what has become worse")
     parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")

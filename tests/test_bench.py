@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-from softlinalg import _cli_bench, _cli_bench_workloads, cli
+from softlinalg import _cli_bench, _cli_bench_page, _cli_bench_workloads, cli
 from softlinalg.torch import cpu_kernels
 
 STORED = Path(__file__).parents[1] / "docs" / "benchmarks" / "ratios.json"
@@ -45,10 +45,61 @@ def test_it_writes_what_it_measured(tmp_path: Path, no_work: None, capsys: pytes
     assert 0 < ours["floor"] <= 0.25
     assert {"processor", "threads", "versions", "date", "command"} <= set(report["machine"])
     table = files["md"].read_text()
-    assert "inverse: nothing | peer" in table
+    assert "## inverse" in table
+    assert "| nothing | peer" in table
+    assert "](out.png)" in table
     assert "Gflop/s" in table
     assert files["png"].read_bytes()[:4] == b"\x89PNG"
     assert "inverse: nothing | peer" in capsys.readouterr().out
+
+
+PAGE = STORED.with_name("peers.md")
+
+
+def report(workload: str, seconds: float, *, command: str = "softlinalg bench", group: str = "inverse") -> dict[str, Any]:
+    """A report of one workload, in which a peer takes `seconds` and ours one."""
+    work = _cli_bench_workloads.Workload(group, workload, dict, None)
+    rates = {"flops": {"float32": 1e9}, "exponentials": 1e9, "bytes": 1e9}
+    machine = {"processor": "P", "processors": 2, "threads": 1, "python": "3", "versions": {"numpy": "2"}, "date": "D", "command": command}
+    rows = _cli_bench._rows(work, {"softlinalg": [1.0, 1.0], "peer": [seconds, seconds]}, None)
+    return {"machine": machine, "rates": rates, "rows": rows}
+
+
+def test_reports_are_joined_and_the_last_measurement_of_a_workload_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {name: tmp_path / name for name in ("a.json", "b.json", "c.json", "all.json", "peers.md", "peers.png")}
+    for name, content in {
+        "a.json": report("small", 2.0, command="softlinalg bench --rounds 5 --json /home/somebody/a.json"),
+        "b.json": report("long", 3.0, group="attention"),
+        "c.json": report("small", 5.0, command="softlinalg bench --table=t.md --smoke"),
+    }.items():
+        files[name].write_text(json.dumps(content))
+    out = ["--json", str(files["all.json"])]
+    assert cli.main(["bench", "--quiet", "--from", str(files["a.json"]), str(files["b.json"]), *out]) == 0
+    assert "/home/somebody" not in files["all.json"].read_text()
+    pictures = ["--table", str(files["peers.md"]), "--plot", str(files["peers.png"])]
+    assert cli.main(["bench", "--from", str(files["all.json"]), str(files["c.json"]), *out, *pictures]) == 0
+    page = files["peers.md"].read_text()
+    assert "| small | peer | 5000.00 | 5.00 (5.00 to 5.00) |" in page
+    assert "2.00 (" not in page
+    assert page.count("`softlinalg bench") == 2
+    assert "`softlinalg bench --smoke`" in page
+    assert "](peers.png)" in page
+    assert page.index("## attention") < page.index("## inverse")  # in the order of the reports that are left
+    assert "| long | peer | 3000.00" in capsys.readouterr().out
+    assert files["peers.png"].read_bytes()[:4] == b"\x89PNG"
+    assert len(json.loads(files["all.json"].read_text())["reports"]) == 2
+
+
+def test_the_page_of_the_site_is_what_its_reports_make() -> None:
+    reports = _cli_bench_page.read(PAGE.with_suffix(".json"), "--from")
+    assert reports == _cli_bench_page.merged(reports), "a workload stands in two reports"
+    assert PAGE.read_text(encoding="utf-8") == _cli_bench_page.page(reports, "peers.png"), (
+        "make it again: softlinalg bench --from docs/benchmarks/peers.json --table docs/benchmarks/peers.md --plot docs/benchmarks/peers.png"
+    )
+
+
+def test_each_group_of_workloads_is_explained() -> None:
+    assert {work.group for work in _cli_bench_workloads.workloads()} == set(_cli_bench_page.GROUPS)
 
 
 def test_a_ratio_that_became_worse_is_told_after_three_attempts(
@@ -90,6 +141,8 @@ def test_rounds_are_interleaved_and_end_with_the_budget() -> None:
         (["--group", "everything"], "--group must be among inverse, product"),
         (["--json", "out.txt"], "--json must name a file that ends in .json"),
         (["--check", "pyproject.toml"], "is no report of softlinalg bench --json"),
+        (["--from", "pyproject.toml"], "--from: pyproject.toml is no report of softlinalg bench --json"),
+        (["--from", "docs/benchmarks/ratios.json", "--check", "docs/benchmarks/ratios.json"], "--from measures nothing"),
     ],
 )
 def test_bad_options_are_told_on_one_line(
