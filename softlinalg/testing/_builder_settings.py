@@ -10,7 +10,7 @@ from softlinalg._settings import is_one_of, shown, whole_number
 from softlinalg.errors import ParameterError, ShapeError
 from softlinalg.testing._layouts import LAYOUTS, NAMESPACES
 
-__all__ = ["KNOWN_TYPES", "REAL_TYPES", "check_settings", "choice"]
+__all__ = ["KNOWN_TYPES", "LARGEST", "REAL_TYPES", "check_settings", "choice"]
 
 REAL_TYPES = ("float16", "bfloat16", "float32", "float64")
 KNOWN_TYPES = (*REAL_TYPES, "complex64", "complex128")

@@ -14,7 +14,7 @@ from softlinalg._settings import whole_number
 from softlinalg._typing import Array
 from softlinalg.errors import ParameterError
 from softlinalg.testing import _layouts
-from softlinalg.testing._builder_settings import REAL_TYPES, check_settings, choice
+from softlinalg.testing._builder_settings import LARGEST, REAL_TYPES, check_settings, choice
 from softlinalg.testing._cases import Case, call_line, case_of, exponent_range, unit
 
 __all__ = ["POINT_KINDS", "AttentionCase", "PointCase", "build_attention", "build_gram", "build_points", "gaussian_values"]
@@ -267,6 +267,7 @@ def build_gram(
     """
     settings: dict[str, Any] = {"dtype": dtype, "types": REAL_TYPES, "layout": layout, "xp": xp, "seed": seed}
     check_settings("build_gram", shape=shape, numbers={"length_scale": length_scale}, **settings)
+    length_scale = float(length_scale)  # fractions have no short form
     choice("build_gram", "kind", kind, POINT_KINDS)
     name = _layouts.namespace_name(xp)
     code = call_line(
@@ -325,7 +326,9 @@ def build_attention(
     settings: dict[str, Any] = {"dtype": dtype, "types": REAL_TYPES, "layout": layout, "xp": xp, "seed": seed}
     sizes = {"tokens": tokens, "features": features, "landmarks": landmarks, "keys": keys, "value_features": value_features}
     check_settings("build_attention", axes={"heads": heads}, counts=sizes, numbers={"magnitude": magnitude}, **settings)
-    whole_number(hidden, func="build_attention", name="hidden", minimum=0)
+    for size in ("tokens", "features", "landmarks"):  # the others may be None
+        whole_number(sizes[size], func="build_attention", name=size, minimum=1)
+    whole_number(hidden, func="build_attention", name="hidden", minimum=0, maximum=LARGEST)
     choice("build_attention", "kind", kind, POINT_KINDS)
     name = _layouts.namespace_name(xp)
     code = call_line(

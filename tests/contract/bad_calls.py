@@ -195,6 +195,8 @@ FOUND = (
     "- `solve_kernel_ridge` named another function where `chunk_size` was wrong and an approximation was given, and a ridge of 1e308 gave a",
     "  warning of NumPy.",
     "- `torch.SoftAttention` and `torch.SoftBlock` let a TypeError through where `grid` is an array without axes.",
+    "- `testing.build_attention` let a TypeError through where a size is None, and quoted numbers of hundreds of digits;",
+    "  `testing.build_gram` could not write fractions.",
 )
 """What the page says of the past."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import softlinalg.torch as st
 from softlinalg import Gaussian, dask, errors
 from softlinalg._streaming_sources import IteratedRows, RowReader
 from softlinalg.sklearn import NystromRidge, NystromRidgeClassifier
-from softlinalg.testing import _failures, _layouts, assertions, build_attention, build_matrix, gallery, suites
+from softlinalg.testing import _failures, _layouts, assertions, build_attention, build_gram, build_matrix, gallery, suites
 from softlinalg.torch import landmarks
 
 RNG = np.random.default_rng(0)
@@ -192,6 +193,12 @@ KIT: dict[str, Refusal] = {
     "a kind of attention": (
         lambda: assertions.assert_attention_matches(lambda *a: a[0], build_attention(tokens=2, features=2, landmarks=1), kind="hard"),
         errors.ParameterError, "assert_attention_matches: kind must be 'softmax', 'gaussian' or 'soft'; got 'hard'. Pass one of these."),
+    "no number of tokens": (
+        lambda: build_attention(tokens=None, features=2, landmarks=1), errors.ParameterError,
+        "build_attention: tokens must be a whole number >= 1; got None."),
+    "a number without end": (
+        lambda: build_attention(tokens=2, features=2, landmarks=1, hidden=10**400), errors.ParameterError,
+        "build_attention: hidden must be a whole number from 0 to 2147483648; got"),
     "more landmarks than tokens": (
         lambda: build_attention(tokens=2, features=2, landmarks=3), errors.ParameterError,
         r"build_attention: landmarks must be in 1..2 and hidden in 0..1; got 3 and 0. Pass smaller ones."),
@@ -292,6 +299,12 @@ def test_a_ridge_near_the_largest_number_is_solved_without_a_warning() -> None:
     found = softlinalg.solve_kernel_ridge(X, Y, Gaussian(1.0), 1e308)
     assert found.converged
     np.testing.assert_allclose(found.value, Y / 1e308, rtol=1e-12)
+
+
+def test_length_scales_may_be_fractions() -> None:
+    made = [build_gram(shape=(2, 2), length_scale=scale) for scale in (Fraction(1, 3), 1 / 3)]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(made[0].host, made[1].host)
+    assert made[0].code == made[1].code
 
 
 def test_rows_may_be_a_buffer() -> None:
