@@ -140,8 +140,8 @@ class NystromRidge(MultiOutputMixin, RegressorMixin, _RidgeEstimator):  # type: 
     length_scale : float, sequence of d floats, "median", "gcv" or "learned", default "median"
         Of a kernel given by name, in the units of the columns: standardize them first. "median" is the median distance between
         different rows. "gcv" multiplies it (or the scales of a kernel that is an object) by the power of sqrt(2) that has the least
-        generalized cross-validation score at this rank, on 8 rows per landmark, at least 4,000 and one in 16. "learned" is one for each column (one
-        for all beyond 100), by the likelihood of a Gaussian process on 1,000 rows, then the same for all of them together: some
+        generalized cross-validation score at this rank, on 8 rows per landmark, at least 4,000 and one in 16. "learned" is one for each
+        column (one for all beyond 100), by the likelihood of a Gaussian process on 1,000 rows, then the same for all of them together: some
         seconds that often do more for the error than any rank.
     rank : int, default 256
         Number of landmarks: more are more accurate; time grows with the square. More than there are different rows stands for all.
