@@ -35,8 +35,9 @@ from softlinalg.errors import ParameterError
 
 __all__ = ["RidgeSample", "ridge_sample"]
 
-SAMPLE_ROWS, LEAST_SAMPLE = 8, 4000
-"""Rows of the sample per landmark, and at least: what is chosen on them differs little from what all rows would choose."""
+SAMPLE_ROWS, LEAST_SAMPLE, SAMPLE_SHARE = 8, 4000, 16
+"""Rows of the sample per landmark, and at least, and one in so many of all: what is chosen on them differs little from what all rows would
+choose. Where targets are noise for the most part, a choice by few rows is one by noise; one in sixteen costs a fraction of the fit."""
 
 CANDIDATES, MANY_CANDIDATES = 4, 1024
 """Candidates per landmark; above so many candidates, half of that."""
@@ -166,14 +167,14 @@ def ridge_sample(x: Any, y: Any, count: int, *, weights: Any = None, rng: RngLik
     Returns
     -------
     RidgeSample
-        8 rows per landmark, at least 4,000, or all.
+        8 rows per landmark, at least 4,000 and one in sixteen, or all.
     """
     func = "ridge_sample"
     xp, (x, y), _ = _inputs.prepare(func, {"x": x, "y": y})
     y = checked_targets(y, int(x.shape[0]), func=func, xp=xp)
     s = None if weights is None else np.asarray(_arrays.to_numpy(weights), dtype=np.float64)
     rows = np.arange(x.shape[0]) if s is None else np.flatnonzero(s > 0)
-    size = min(len(rows), max(LEAST_SAMPLE, SAMPLE_ROWS * count))
+    size = min(len(rows), max(LEAST_SAMPLE, SAMPLE_ROWS * count, len(rows) // SAMPLE_SHARE))
     rows = as_generator(rng, func=func).permutation(rows)[:size]
     points, targets = (np.asarray(_arrays.to_numpy(_arrays.take_rows(a, rows, xp=xp)), dtype=np.float64) for a in (x, y))
     targets = targets - targets.mean(axis=0)

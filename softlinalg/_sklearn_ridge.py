@@ -140,8 +140,8 @@ class NystromRidge(MultiOutputMixin, RegressorMixin, _RidgeEstimator):  # type: 
     length_scale : float, sequence of d floats, "median", "gcv" or "learned", default "median"
         Of a kernel given by name, in the units of the columns: standardize them first. "median" is the median distance between
         different rows. "gcv" multiplies it (or the scales of a kernel that is an object) by the power of sqrt(2) that has the least
-        generalized cross-validation score at this rank, on 8 rows per landmark, at least 4,000. "learned" is one for each column (one
-        for all beyond 100), by the likelihood of a Gaussian process on 1,000 rows, then the same for all of them together: some
+        generalized cross-validation score at this rank, on 8 rows per landmark, at least 4,000 and one in 16. "learned" is one for each
+        column (one for all beyond 100), by the likelihood of a Gaussian process on 1,000 rows, then the same for all of them together: some
         seconds that often do more for the error than any rank.
     rank : int, default 256
         Number of landmarks: more are more accurate; time grows with the square. More than there are different rows stands for all.
@@ -152,7 +152,7 @@ class NystromRidge(MultiOutputMixin, RegressorMixin, _RidgeEstimator):  # type: 
         By generalized cross-validation, or by the exact errors of leaving out each row (a second pass).
     landmarks : str or array, default "rpcholesky+lloyd"
         "targets": rows by which the targets are best explained, by orthogonal least squares on a sample of 8 rows per landmark, at
-        least 4,000: best for predictions, while their deviations are too large between landmarks. Or a method of
+        least 4,000 and one in 16: best for predictions, while their deviations are too large between landmarks. Or a method of
         `softlinalg.select_landmarks`, which looks at the rows alone; or points, (m, d).
     tol : float, optional
         Relative trace error of the kernel to reach, with as many landmarks as that takes; `rank` is then not used.

@@ -163,3 +163,8 @@ def test_distances_that_need_care_at_a_scale_are_left_to_the_kernel():
     np.testing.assert_allclose(far, exact, rtol=1e-9, atol=1e-300)
     assert values._serves(1.0)
     assert not values._serves(1e-3)
+
+
+@pytest.mark.parametrize(("n", "count", "size"), [(3000, 10, 3000), (9000, 10, 4000), (9000, 700, 5600), (80_000, 10, 5000)])
+def test_the_sample_grows_with_landmarks_and_rows(n, count, size):
+    assert len(ridge_sample(np.arange(n, dtype=float)[:, None], np.arange(n, dtype=float), count, rng=0).rows) == size
