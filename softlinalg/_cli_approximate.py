@@ -13,7 +13,7 @@ from softlinalg._cli_data import DataOptions, Matrix, read, require
 from softlinalg._cli_options import MODEL_SUFFIXES, PICTURE_SUFFIXES, CommandError
 from softlinalg._cli_report import Report, peak_memory, plot, summary, to_json, write_file
 
-__all__ = ["approximate", "check_outputs", "make_kernel", "run"]
+__all__ = ["approximate", "check_outputs", "describe_kernel", "make_kernel", "run"]
 
 MATERN_ORDERS = {"matern12": 0.5, "matern32": 1.5, "matern52": 2.5}
 
@@ -70,7 +70,7 @@ def approximate(
         rows=rows,
         features=features,
         dtype=str(data.x.dtype),
-        kernel=_describe(decomposition.kernel, median=getattr(kernel, "length_scale", None) == "median"),
+        kernel=describe_kernel(decomposition.kernel, median=getattr(kernel, "length_scale", None) == "median"),
         landmarks=landmarks,
         landmark_count=int(decomposition.landmarks.shape[0]),
         rank=int(decomposition.rank),
@@ -85,7 +85,7 @@ def approximate(
     )
 
 
-def _describe(kernel: Any, *, median: bool) -> str:
+def describe_kernel(kernel: Any, *, median: bool) -> str:
     """A kernel in words."""
     nu = {0.5: " 1/2", 1.5: " 3/2", 2.5: " 5/2"}.get(getattr(kernel, "nu", 0.0), "")
     return f"{kernel.name.capitalize()}{nu}, length scale {kernel.length_scale:.3g}{' (median)' if median else ''}"

@@ -19,7 +19,7 @@ import numpy as np
 from softlinalg._cli_options import SUFFIXES, CommandError
 from softlinalg._streaming_files import optional_package
 
-__all__ = ["DataOptions", "Matrix", "Source", "read", "require", "source_of_frame", "tidy"]
+__all__ = ["DataOptions", "Matrix", "Source", "check_delimiter", "read", "require", "source_of_frame", "tidy"]
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 
@@ -247,6 +247,8 @@ def _read_csv(path: Path, options: DataOptions) -> tuple[Any, tuple[str, ...]]:
         if header is None:
             header = not all(_is_number(cell) for cell in first.iloc[0])
         notes: tuple[str, ...] = () if header or options.header is False else (HEADERLESS,)
+        if first.shape[1] == 1:
+            check_delimiter(path, str(first.iloc[0, 0]), options.delimiter)
         names = list(map(str, pandas.read_csv(path, nrows=0, **shape).columns if header else range(first.shape[1])))
         chosen = _chosen(str(path), tuple(names), options)
         notes += tuple(NAMELESS.format(name=name) for name in chosen if name.startswith("Unnamed: "))
@@ -257,6 +259,14 @@ def _read_csv(path: Path, options: DataOptions) -> tuple[Any, tuple[str, ...]]:
             frame = pandas.read_csv(path, header=0 if header else None, names=None if header else names, index_col=False, **shape)
         frame.columns = names
     return frame[list(chosen)], notes
+
+
+def check_delimiter(path: Path, cell: str, delimiter: str) -> None:
+    """Refuse a file whose only column holds what separates columns elsewhere."""
+    other = max(";\t|,", key=cell.count)
+    if other != delimiter and cell.count(other):
+        message = f"{path}: there is one column only, and its first line holds {other!r}; choose --delimiter {other!r}"
+        raise CommandError(message)
 
 
 def _is_number(cell: str) -> bool:

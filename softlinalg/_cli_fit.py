@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from softlinalg._cli_approximate import make_kernel
+from softlinalg._cli_approximate import describe_kernel, make_kernel
+from softlinalg._cli_data import check_delimiter
 from softlinalg._cli_model import RidgeModel, check_folder, load_model, save_model
 from softlinalg._cli_options import PREDICTION_SUFFIXES, STREAM_SUFFIXES, CommandError
 from softlinalg._cli_report import peak_memory, readable_bytes
@@ -67,6 +68,8 @@ def _places(asked: Sequence[str], names: Sequence[str], *, option: str, path: Pa
 def _opened(arguments: argparse.Namespace) -> Any:
     """The rows of the file with the features and targets that the options name."""
     names = _open(arguments).names
+    if len(names) == 1:
+        check_delimiter(arguments.data, names[0], arguments.delimiter)
     targets = _places(arguments.target, names, option="--target", path=arguments.data)
     if len(set(targets)) < len(targets):
         message = "--target names a column twice"
@@ -216,7 +219,7 @@ def _report(
     lines = [
         ("rows", f"{d.shape[0]:,}"),
         ("features", f"{d.landmarks.shape[1]:,}" + (f" (left out as constant: {', '.join(constant[:8])})" if constant else "")),
-        ("kernel", f"{d.kernel!r}, {d.dtype}"),
+        ("kernel", f"{describe_kernel(d.kernel, median=arguments.length_scale == 'median')}, {d.dtype}"),
         ("rank", f"{d.rank:,}"),
         ("relative trace error", f"{d.relative_trace_error:.3g}"),
     ]
@@ -224,7 +227,12 @@ def _report(
     for j, name in enumerate(targets):
         variance = sums.squares[j] / sums.weight
         explained = f", R2 {1 - best[j] / variance:.4g}" if variance > 0 else ""
-        lines.append((f"{name}", f"ridge {model.ridge[j]:.3g}, error {np.sqrt(best[j]):.4g}{explained} (generalized cross-validation)"))
+        lines.append(
+            (
+                f"{name}",
+                f"ridge {model.ridge[j]:.3g}, root mean square error {np.sqrt(best[j]):.4g}{explained} (generalized cross-validation)",
+            )
+        )
     lines.append(("time", f"{seconds:.1f} s"))
     if memory is not None:
         lines.append(("peak memory", f"{readable_bytes(memory)} (whole process)"))

@@ -146,7 +146,9 @@ def _add_data(group: Any) -> None:
     group.add_argument(
         "--header", action=argparse.BooleanOptionalAction, help="CSV: the first row holds names; default: unless it is all numbers"
     )
-    group.add_argument("--delimiter", default=",", metavar="CHAR", help="CSV: what separates columns; default: a comma")
+    group.add_argument(
+        "--delimiter", type=_delimiter, default=",", metavar="CHAR", help="CSV: what separates columns, \\t for a tab; default: a comma"
+    )
     group.add_argument("--dtype", choices=("float32", "float64"), help="default: float32 where the file holds that, otherwise float64")
 
 
@@ -228,7 +230,9 @@ def _add_reading(group: Any) -> None:
     group.add_argument(
         "--header", action=argparse.BooleanOptionalAction, help="CSV: the first row holds names; default: unless it is all numbers"
     )
-    group.add_argument("--delimiter", default=",", metavar="CHAR", help="CSV: what separates columns; default: a comma")
+    group.add_argument(
+        "--delimiter", type=_delimiter, default=",", metavar="CHAR", help="CSV: what separates columns, \\t for a tab; default: a comma"
+    )
 
 
 def _add_running(group: Any) -> None:
@@ -408,6 +412,14 @@ def _dtypes(text: str) -> tuple[str, ...]:
         message = f"must be among {', '.join(CHECK_DTYPES)}; got {unknown[0]!r}"
         raise argparse.ArgumentTypeError(message)
     return found
+
+
+def _delimiter(text: str) -> str:
+    """One character; a tab may be written as in most languages, because shells make it hard to type."""
+    if len(text) != 1 and text != "\\t":
+        message = f"must be one character; got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return "\t" if text == "\\t" else text
 
 
 def _whole(text: str) -> int:

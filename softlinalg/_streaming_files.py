@@ -251,7 +251,8 @@ class _Table(abc.ABC):
                 if not wrong.any() and column.isna().all():
                     continue
                 where = f"column {str(name)[:40]!r} without numbers (first in row {begin + int(wrong.argmax())})"
-                message = f"{self._func}: {self._file.name[-60:]!r} must hold numbers; got {where}. Leave such columns out."
+                remedy = "Leave such columns out: `columns`, or --drop of the command."
+                message = f"{self._func}: {self._file.name[-60:]!r} must hold numbers; got {where}. {remedy}"
                 raise InputError(message)
         return np.asarray(frame.to_numpy(dtype=np.float64, na_value=np.nan))
 

@@ -302,3 +302,19 @@ def test_a_small_file_needs_no_rank(folder: Path, capsys: pytest.CaptureFixture[
     assert models.load_model(Path("model")).decomposition.rank == 150
     assert run(capsys, "predict", "new.csv", "--model", "model", "--output", "out.csv", "--quiet")[0] == 0
     assert np.abs(pd.read_csv("out.csv")["price"] - Y[:40]).median() < 0.05
+
+
+def test_another_delimiter_is_recognized(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    Path("tab.csv").write_text(Path("t.csv").read_text().replace(",", "\t"))
+    for command in (["fit", "tab.csv", "--target", "price", *FIT], ["approximate", "tab.csv", "--rank", "5"]):
+        status, _, told = run(capsys, *command)
+        assert (status, told) == (
+            2,
+            "softlinalg: error: tab.csv: there is one column only, and its first line holds '\\t'; choose --delimiter '\\t'\n",
+        )
+    fitted(capsys, "tab.csv", "--target", "price", "--delimiter", "\\t")
+    assert "must be one character; got 'ab'" in run(capsys, "fit", "tab.csv", "--target", "price", "--delimiter", "ab", *FIT)[2]
+
+
+def test_columns_without_numbers_name_the_option_that_leaves_them_out(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert "--drop" in run(capsys, "fit", "words.csv", "--target", "price", *FIT)[2]

@@ -212,14 +212,12 @@ def _failure_text(report: Report) -> str:
         return f"{report.target}: no case was run"
     head = f"{report.target} as {report.kind} ({report.backend}, {report.dtype}, grade {report.grade}): "
     lines = [f"{head}{len(report.failures)} of {len(report.properties)} properties fail"]
+    first: dict[tuple[str, str], str] = {}
     for result in report.failures:
         lines.append(
             f"  {result.name} ({result.words}): {result.failures} of {result.cases} cases, threshold {readable_ratio(result.threshold)}"
         )
-        example = result.smallest or result.worst
-        if example is not None:
-            lines.append(f"    smallest example: {example.case}; ratio {readable_ratio(example.ratio)}{_because(example)}")
-            lines.append(f"    again: {example.reproduction}")
+        lines += _example_lines(result, "smallest example", first, indent=4)
     return "\n".join(lines)
 
 
@@ -265,8 +263,9 @@ def _one_table(report: Report) -> str:
         *("  ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows),
     ]
     lines.insert(2, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    first: dict[tuple[str, str], str] = {}
     for result in report.failures:
-        lines += _failure_lines(result)
+        lines += _failure_lines(result, first)
     lines.append("")
     lines.append(_verdict(report))
     return "\n".join(lines)
@@ -276,14 +275,36 @@ def _aligned(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column < 2 else cell.rjust(width)
 
 
-def _failure_lines(result: PropertyResult) -> list[str]:
+def _failure_lines(result: PropertyResult, first: dict[tuple[str, str], str]) -> list[str]:
     lines = ["", f"{result.name}: {result.words}, {result.formula}"]
+    lines += _example_lines(result, "smallest failing example", first, indent=2)
+    if len(lines) > 3:  # an example that was not shown before
+        lines += [f"  raised {count:,} times: {error}" for error, count in _first(result.errors.items(), 3)]
+    return lines
+
+
+_HINTS = {"batch": "a function that takes one matrix at a time is measured with batched=False, of the command --no-batch"}
+"""What to do about a law that a function may have good reason not to obey."""
+
+
+def _example_lines(result: PropertyResult, title: str, first: dict[tuple[str, str], str], *, indent: int) -> list[str]:
+    """The example of a law that fails; where another law has shown the same one, with the same reason, its name instead.
+
+    `first` keeps, by example and reason, which law showed them first.
+    """
+    margin = " " * indent
+    lines = []
     example = result.smallest or result.worst
     if example is not None:
-        lines.append(f"  smallest failing example: {example.case}; ratio {readable_ratio(example.ratio)}{_because(example)}")
-        lines.append(f"  again: {example.reproduction}")
-    lines += [f"  raised {count:,} times: {error}" for error, count in _first(result.errors.items(), 3)]
-    return lines
+        shown = first.setdefault((example.reproduction, example.reason), result.name)
+        if shown != result.name and example.reason:
+            lines = [f"{margin}{title}: that of {shown}{_because(example)}"]
+        else:
+            lines = [
+                f"{margin}{title}: {example.case}; ratio {readable_ratio(example.ratio)}{_because(example)}",
+                f"{margin}again: {example.reproduction}",
+            ]
+    return lines + ([f"{margin}({_HINTS[result.name]})"] if result.name in _HINTS else [])
 
 
 def _first(items: Iterable[tuple[str, int]], count: int) -> list[tuple[str, int]]:

@@ -58,11 +58,13 @@ def softlinalg_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
 
         profile = request.config.getoption("--softlinalg-profile") or settings.pop("profile", "smoke")
         report = suites.check(function, kind, **{**settings, "profile": profile})
-        if not report.passed:
-            try:
-                report.raise_for_failures()
-            except AssertionError as error:
-                pytest.fail(str(error), pytrace=False)
+        text = None
+        try:
+            report.raise_for_failures()
+        except AssertionError as error:
+            text = str(error)
+        if text is not None:  # outside of the handler: pytest would show both errors, with the same words
+            pytest.fail(text, pytrace=False)
         return report
 
     return check

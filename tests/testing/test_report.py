@@ -158,3 +158,36 @@ def test_ratios_are_short(value: float, words: str) -> None:
 )
 def test_shares_never_round_a_failure_away(failures: int, cases: int, words: str) -> None:
     assert _report.share(failures, cases) == words
+
+
+def test_an_example_that_fails_several_laws_for_one_reason_is_shown_once() -> None:
+    def result(name: str, seed: int, reason: str) -> PropertyResult:
+        example = Example(ratio=math.inf, case="1x1", reproduction=f"build({seed})", reason=reason)
+        return PropertyResult(name=name, words="w", formula="f", threshold=30, cases=3, failures=1, worst=example, smallest=example)
+
+    laws = [
+        result("first", 0, "raised"),
+        result("second", 0, "raised"),
+        result("third", 1, "raised"),
+        result("fourth", 0, ""),
+        result("batch", 0, "raised"),
+    ]
+    report = Report(
+        target="f",
+        kind="pinv",
+        backend="numpy",
+        dtype="float64",
+        grade="S",
+        profile="ci",
+        cases=3,
+        failed_cases=1,
+        seconds=0,
+        properties=tuple(laws),
+    )
+    with pytest.raises(AssertionError) as failure:
+        report.raise_for_failures()
+    for text in (str(report), str(failure.value)):
+        assert text.count("again: build(0)") == 2  # once raised, once for what has no reason but a large ratio
+        assert text.count("again: build(1)") == 1
+        assert text.count("that of first (raised)") == 2
+        assert "--no-batch" in text
