@@ -83,6 +83,7 @@ def main() -> None:
             images = torch.randn(batches[size], 3, size, size)
             for mode in MODES:
                 seconds[size, mode].append(run(model, images, mode) / tokens[size])
+                print(f"{size}, {mode}: {1e6 * seconds[size, mode][-1]:.1f} us per token", file=sys.stderr, flush=True)
     memory = {}
     for size in options.sizes:
         for mode in MODES:
