@@ -84,7 +84,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 def whole_sides(value: Any, *, func: str, name: str) -> tuple[int, ...]:
     """Sides of a grid: a few whole numbers."""
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Tensor):
-        sides = tuple(value) if hasattr(value, "__len__") and getattr(value, "ndim", None) != 0 else ()  # arrays without axes are no iterables
+        sides = tuple(value) if hasattr(value, "__len__") and getattr(value, "ndim", None) != 0 else ()  # not of 0-d arrays
         if 1 <= len(sides) <= 2 and all(isinstance(side, int | torch.SymInt) and not isinstance(side, bool) for side in sides):
             return sides
     got = value if isinstance(value, tuple) and len(value) < 4 and all(isinstance(side, int | float) for side in value) else shown(value)
