@@ -188,7 +188,7 @@ def _where() -> dict[str, str]:
 
 
 FOUND = (
-    "Earlier runs of these calls found what has been mended since, each with a test; the functions concerned were called again:",
+    "Earlier runs of these calls found what has been mended since, each with a test; the calls that failed were made again, and pass:",
     "",
     "- `nystrom_stream` let errors of NumPy and Python through for targets or blocks whose rows have different lengths, and for a function",
     "  that wants arguments; buffers (`memoryview`), which are arrays, it could not read.",
