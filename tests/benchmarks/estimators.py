@@ -354,6 +354,7 @@ def report(parts: list[dict[str, Any]]) -> None:
 
 def plot(parts: list[dict[str, Any]], path: Path) -> None:
     import matplotlib as mpl
+    import matplotlib.ticker
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
@@ -391,6 +392,7 @@ def plot(parts: list[dict[str, Any]], path: Path) -> None:
             t, e = summary(runs, method, 0, "fit")[0], summary(runs, method, 0, "error")[0]
             (handles[method],) = axis.plot([t], [e], marker, color=color, label=method, markersize=9, linestyle="none")
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axis.set_title(names[part["set"]])
         axis.set_xlabel("processor seconds to fit, one thread")
         axis.grid(alpha=0.3, which="both")
