@@ -5,7 +5,7 @@ are made here by the rules of the Long Range Arena (Tay et al., 2021; operators 
 2018). Both models are transformers of equal width and depth, train on the same batches for the same number of steps and are timed step
 by step in turns; minutes of training give an accuracy far from what is known to be possible, for both.
 
-    python examples/listops.py                      # less than ten minutes on one core or two
+    python examples/listops.py                      # 80 steps
     python examples/listops.py --steps 2000         # longer: better
     python examples/listops.py --quick              # seconds: does it run?
 """

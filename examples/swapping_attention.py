@@ -7,7 +7,7 @@ random position embeddings beyond the 512 trained ones, which does not change th
 softmax-free attention, another operator, and the model trains for some steps on documentation in Python's standard library to give
 the embeddings it gave before.
 
-    python examples/swapping_attention.py [--model FOLDER] [--output swapping_attention.png]     # less than ten minutes on two cores
+    python examples/swapping_attention.py [--model FOLDER] [--output swapping_attention.png]
     python examples/swapping_attention.py --distill 1000    # longer: nearer
     python examples/swapping_attention.py --quick           # seconds, a small network with random weights: does it run?
 """

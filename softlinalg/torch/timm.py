@@ -63,7 +63,8 @@ class TimmSoft(SoftBackbone):
         options.update(
             num_classes=num_classes, in_chans=in_chans, global_pool=global_pool or "none", drop=drop_rate, drop_path=drop_path_rate
         )
-        with torch.device(device) if device is not None else contextlib.nullcontext():
+        place: Any = contextlib.nullcontext() if device is None else torch.device(device)
+        with place:
             super().__init__(**options)
         if dtype is not None:
             self.to(dtype=dtype)
