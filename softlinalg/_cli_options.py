@@ -115,6 +115,12 @@ def _add_approximate(commands: Any, run: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_last(parser: Any, run: Any) -> None:
+    """What every command without groups of options ends with."""
+    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
+    parser.set_defaults(run=run)
+
+
 def _add_method(group: Any) -> None:
     group.add_argument("--kernel", choices=KERNELS, default="gaussian", help="default: gaussian")
     group.add_argument("--length-scale", type=_length_scale, default="median", metavar="NUMBER|median", help="default: median distance")
@@ -256,8 +262,7 @@ def _add_demo(commands: Any, run: Any) -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("softlinalg-demo"), metavar="DIR", help="default: softlinalg-demo")
     parser.add_argument("--quick", action="store_true", help="a few seconds: lower ranks, and one flight in twenty")
     parser.add_argument("--quiet", action="store_true", help="no progress bars, no table")
-    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
-    parser.set_defaults(run=run)
+    _add_last(parser, run)
 
 
 CHECK_KINDS = ("pinv", "kernel", "nystrom", "attention")
@@ -321,8 +326,7 @@ def _add_check(commands: Any, run: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page in one file")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table: the status says it")
-    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
-    parser.set_defaults(run=run)
+    _add_last(parser, run)
 
 
 def _add_doctor(commands: Any, run: Any) -> None:
@@ -337,8 +341,7 @@ def _add_doctor(commands: Any, run: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for a bug report")
-    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
-    parser.set_defaults(run=run)
+    _add_last(parser, run)
 
 
 BENCH_EXAMPLES = """\
@@ -383,8 +386,7 @@ def _add_bench(commands: Any, run: Any) -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="write a page of Markdown, with the picture of --plot")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios")
     parser.add_argument("--quiet", action="store_true", help="print only what has become worse")
-    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
-    parser.set_defaults(run=run)
+    _add_last(parser, run)
 
 
 # ------------------------------------------------------------------------------------------ values of options
@@ -401,8 +403,7 @@ def _add_export(commands: Any, run: Any) -> None:
     parser.add_argument("--image-size", type=_whole, default=224, metavar="N", help="that position embeddings are stored for; default: 224")
     parser.add_argument("--published", action="store_true", help="the published computation, which weights of others were trained with")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .onnx")
-    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback as well")
-    parser.set_defaults(run=run)
+    _add_last(parser, run)
 
 
 def _dtypes(text: str) -> tuple[str, ...]:
