@@ -88,12 +88,10 @@ COMPILED_ELSEWHERE = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Count the covered lines of the core where NumPy runs it, in its own tests; leave out what is for thorough runs alone.
 
-    Counting slows Python by a third, most of all the tracing of JAX and PyTorch, whose tests show nothing of the core that these do not,
-    and properties, which run the same lines a hundred times.
+    Counting slows Python by a third, most of all the tracing of JAX and PyTorch, whose tests show nothing of the core that these do not.
     """
     for item in items:
-        property_test = hasattr(getattr(item, "obj", None), "hypothesis")
-        if property_test or item.path.parent.name not in COUNTED or any(word in item.name for word in UNCOUNTED):
+        if item.path.parent.name not in COUNTED or any(word in item.name for word in UNCOUNTED):
             item.add_marker("no_cover")
         same = f"{item.path.name}::{item.name}"
         if same in COMPILED_ELSEWHERE:
