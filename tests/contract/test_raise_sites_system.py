@@ -250,6 +250,8 @@ def test_the_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch
 )
 def test_modules_whose_library_is_missing_name_it(monkeypatch: pytest.MonkeyPatch, module: str, hidden: dict[str, Any], words: str) -> None:
     for name, value in hidden.items():
+        for part in [part for part in sys.modules if part.startswith(f"{name}.")]:  # other tests may have imported them
+            monkeypatch.delitem(sys.modules, part)
         monkeypatch.setitem(sys.modules, name, value)
     monkeypatch.delitem(sys.modules, module, raising=False)
     found = importlib.util.find_spec(module)
