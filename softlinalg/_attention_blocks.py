@@ -108,6 +108,7 @@ class Factors(NamedTuple):
 
 
 def _factors(flat: Array, inverse_scale: float, unit: float, *, xp: Namespace) -> Factors:
+    """Of landmarks (B, m, d), exponents in this unit."""
     made = _native.landmark_factors(flat, inverse_scale, unit) if _arrays.is_numpy(flat) else None
     if made is not None:
         center, w, squared, rows, columns = made

@@ -26,6 +26,7 @@ settings.register_profile(
 )
 settings.register_profile("thorough", parent=settings.get_profile("ci"), max_examples=2000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
 def _keep_compiled_code() -> None:
@@ -37,7 +38,7 @@ def _keep_compiled_code() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    if os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+    if not THOROUGH:
         # Compiled in half the time, for code that runs once. The thorough profile runs what users run.
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
@@ -97,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if same in COMPILED_ELSEWHERE:
             item.add_marker(pytest.mark.thorough(COMPILED_ELSEWHERE[same]))
         thorough = item.get_closest_marker("thorough")
-        if thorough is not None and os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+        if thorough is not None and not THOROUGH:
             item.add_marker(pytest.mark.skip(reason=f"runs with HYPOTHESIS_PROFILE=thorough: {thorough.args[0]}"))
 
 

@@ -330,7 +330,11 @@ class Wrong:
         function = getattr(self.kernels, name)
         if name != self.name:
             return function
-        kind = ctypes.c_float if name.endswith("float") and "kernel" not in name and self.answer != 5 else ctypes.c_double
+        kind = (
+            ctypes.c_float
+            if name.endswith("float") and self.answer not in DOUBLES[name.split("_", 1)[1].rpartition("_")[0]]
+            else ctypes.c_double
+        )
 
         def wrong(*arguments: Any) -> Any:
             result = function(*arguments)
@@ -342,8 +346,17 @@ class Wrong:
         return wrong
 
 
-ANSWERS = {"exp": (0,), "invert": (4, 5), "kernel": (7,), "factors": (6, 7, 8, 9, 10)}
+ANSWERS = {
+    "exp": (0,),
+    "invert": (4, 5),
+    "kernel": (7,),
+    "factors": (6, 7, 8, 9, 10),
+    "landmarks": (10, 11, 12, 13, 14, 15, 16),
+    "inverse_vjp": (8,),
+}
 """Which arguments of the functions are their answers."""
+DOUBLES = {"exp": (), "invert": (5,), "kernel": (7,), "factors": (), "landmarks": (10, 11, 12), "inverse_vjp": (8,)}
+"""Those of them that are in double, whatever the type of the points."""
 
 
 @compiled

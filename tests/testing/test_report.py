@@ -172,18 +172,7 @@ def test_an_example_that_fails_several_laws_for_one_reason_is_shown_once() -> No
         result("fourth", 0, ""),
         result("batch", 0, "raised"),
     ]
-    report = Report(
-        target="f",
-        kind="pinv",
-        backend="numpy",
-        dtype="float64",
-        grade="S",
-        profile="ci",
-        cases=3,
-        failed_cases=1,
-        seconds=0,
-        properties=tuple(laws),
-    )
+    report = _made(*laws, cases=3)
     with pytest.raises(AssertionError) as failure:
         report.raise_for_failures()
     for text in (str(report), str(failure.value)):
