@@ -44,6 +44,7 @@ __all__ = [
     "one_through_numpy",
     "quiet",
     "real_dtype",
+    "running_sums",
     "same_memory",
     "take_rows",
     "through_numpy",
@@ -305,31 +306,37 @@ def host_namespace() -> Namespace:
 
 def from_numpy(x: np.ndarray[Any, Any], like: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
     """A host array in the library and on the device of `like`."""
-    device: Device = compat.device(like)
+    device: Device = device_of(like)
     return xp.asarray(x, dtype=dtype, device=device) if dtype is not None else xp.asarray(x, device=device)
 
 
 def device_of(x: Array) -> Device:
     """Device of an array, None for abstract values."""
-    return compat.device(x)
+    return x.device if _is_torch(x) else compat.device(x)
+
+
+def _is_torch(x: Array) -> bool:
+    """Is it a tensor of PyTorch? Asked in a way that torch.compile follows without a warning: compat remembers its answers."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
 
 
 def eye_like(a: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
     """The identity, shape (m, m), with m, device and (unless given) dtype of `a` (..., m, m)."""
-    if compat.is_torch_array(a) and is_traced(a):  # an export to ONNX takes torch.eye apart into a change in place, which it refuses
-        index = xp.arange(a.shape[-1], device=compat.device(a))
+    if _is_torch(a) and is_traced(a):  # an export to ONNX takes torch.eye apart into a change in place, which it refuses
+        index = xp.arange(a.shape[-1], device=device_of(a))
         return xp.astype(index[:, None] == index, dtype or a.dtype)
-    return xp.eye(a.shape[-1], dtype=dtype or a.dtype, device=compat.device(a))
+    return xp.eye(a.shape[-1], dtype=dtype or a.dtype, device=device_of(a))
 
 
 def zeros_like_shape(shape: tuple[int, ...], like: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
     """Zeros of a shape, with device and (unless given) dtype of `like`."""
-    return xp.zeros(shape, dtype=dtype or like.dtype, device=compat.device(like))
+    return xp.zeros(shape, dtype=dtype or like.dtype, device=device_of(like))
 
 
 def empty_like_shape(shape: tuple[int, ...], like: Array, *, xp: Namespace, dtype: DType | None = None) -> Array:
     """Uninitialised memory of a shape, with device and (unless given) dtype of `like`."""
-    return xp.empty(shape, dtype=dtype or like.dtype, device=compat.device(like))
+    return xp.empty(shape, dtype=dtype or like.dtype, device=device_of(like))
 
 
 def take_rows(x: Array, indices: Any, *, xp: Namespace) -> Array:
@@ -348,11 +355,16 @@ def middle_row(x: Array, *, xp: Namespace) -> Array:
     return xp.sort(x, axis=-2)[..., middle : middle + 1, :]
 
 
+def running_sums(x: Array, *, xp: Namespace) -> Array:
+    """Sums of the entries up to each one, along the last axis."""
+    return x.cumsum(-1) if _is_torch(x) else xp.cumulative_sum(x, axis=-1)  # compat's own for torch is not followed without a warning
+
+
 def detach(x: Array) -> Array:
     """The same numbers without the record that automatic differentiation keeps: choices have no gradient."""
-    if compat.is_jax_array(x):
-        return sys.modules["jax"].lax.stop_gradient(x)
-    return x.detach() if compat.is_torch_array(x) else x
+    if _is_torch(x):
+        return x.detach()
+    return sys.modules["jax"].lax.stop_gradient(x) if compat.is_jax_array(x) else x
 
 
 def group_sums(x: Array, labels: Array, count: int, *, xp: Namespace) -> Array:
@@ -376,7 +388,7 @@ def group_sums(x: Array, labels: Array, count: int, *, xp: Namespace) -> Array:
 
         ones = np.ones(len(labels), dtype=x.dtype)
         return np.asarray(csr_array((ones, (labels, np.arange(len(labels)))), shape=(count, len(labels))) @ x)
-    groups = xp.arange(count, dtype=labels.dtype, device=compat.device(x))
+    groups = xp.arange(count, dtype=labels.dtype, device=device_of(x))
     return xp.astype(groups[:, None] == labels[None, :], x.dtype) @ x
 
 

@@ -178,7 +178,7 @@ def cluster(k: Array, hidden: Array | None, count: int, steps: int, *, xp: Names
 
 def _spread_keys(points: Array, present: Array, count: int, *, xp: Namespace) -> Array:
     """`count` of the keys that are there, at even distances in their order; (..., count, d)."""
-    place = xp.cumulative_sum(present, axis=-1) - 1  # of each present key among them
+    place = _arrays.running_sums(present, xp=xp) - 1  # of each present key among them
     number = xp.sum(present, axis=-1, keepdims=True)
     steps = xp.arange(count, dtype=points.dtype, device=_arrays.device_of(points))
     wanted = xp.floor((steps + 0.5) * number / count)  # (..., count)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from softlinalg import _arrays, _attention, _attention_full, _attention_groups, _inputs
-from softlinalg._attention_blocks import Columns, Factors
 from softlinalg._attention_full import AttentionError
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
 from softlinalg.errors import BackendMismatchError, DTypeError, ParameterError, ShapeError
-from softlinalg.torch import autograd
+from softlinalg.torch import attention_core, autograd, operators
+from softlinalg.torch.attention_core import common_type, per_head
 from softlinalg.torch.inputs import checked_tensors, without_autocast
 
 __all__ = [
@@ -122,62 +122,9 @@ def soft_attention(
     )._replace(is_kernel=True)
     autograd.check_gradient(func, gradient, inverse)
     result = _result_type(q, k, v)
-    scale = float(q.shape[-1]) ** 0.25
-    with without_autocast(q):
-        common = q.dtype if k is None and v.dtype == q.dtype else _common_type(q, k, v)
-        work = _arrays.compute_dtype(common, xp=xp)
-        landmarks = landmarks.to(work)
-        x, factors = autograd.kernel_inverse(landmarks, scale, settings, gradient)
-        heads = q.shape[1]
-        q, k, v = q.to(common), None if k is None else _per_head(k.to(common), heads), _per_head(v.to(common), heads)
-        if landmarks.shape[:2] != q.shape[:2]:  # the factors are of each head
-            factors = None
-        landmarks, x = _per_head(landmarks, heads), _per_head(x, heads)
-        hidden = None if key_padding_mask is None else key_padding_mask[:, None, :]
-        out = _attend(q, k, v, landmarks, x, hidden, scale, normalization, work, factors)
-    return out.to(result)
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor,
-    landmarks: Tensor,
-    x: Tensor,
-    hidden: Tensor | None,
-    scale: float,
-    normalization: str | None,
-    work: torch.dtype,
-    factors: Factors | None,
-) -> Tensor:
-    """The attention in reused memory where the tensors are plain, else composed of differentiable operations."""
-    if autograd.is_plain(q, k, v, landmarks, x, hidden):
-        b, h = q.shape[:2]
-        spread = landmarks.expand(b, h, *landmarks.shape[2:])
-        columns = Columns(spread.detach(), 1 / scale, xp=xp, factors=factors)
-        if columns.near_landmarks():
-            absent = None if hidden is None else hidden.expand(b, h, -1)
-            if normalization != "symmetric":
-                return autograd.attend(q, k, v, spread, x.expand(b, h, *x.shape[2:]), absent, columns, scale)
-            return _symmetric(q, k, v, spread, x, hidden, columns, scale)
-    q, k, v = q.to(work), None if k is None else k.to(work), v.to(work)
-    out: Tensor = _attention.composite(q, k, v, landmarks, hidden, x, length_scale=scale, normalization=normalization, xp=xp)
-    return out
-
-
-def _symmetric(
-    q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, x: Tensor, hidden: Tensor | None, columns: Columns, scale: float
-) -> Tensor:
-    """The symmetric normalization, from features made in reused memory."""
-    gone = None if hidden is None else hidden[..., None]
-    work = landmarks.dtype
-    v, points = v.to(work), q if k is None else k
-    if gone is not None:
-        v, points = v.masked_fill(gone, 0), points.masked_fill(gone, 0)
-    keys = autograd.feature_matrix(points, landmarks, columns, scale)
-    queries = keys if k is None else autograd.feature_matrix(q, landmarks, columns, scale)
-    out: Tensor = _attention.combine(queries, keys, v, gone, x, is_self=k is None, normalization="symmetric", xp=xp)
-    return out if gone is None or k is not None else out.masked_fill(gone, 0)
+    if operators.takes():
+        return operators.attention(q, k, v, landmarks, key_padding_mask, result, settings, gradient)
+    return attention_core.attention(q, k, v, landmarks, key_padding_mask, settings, gradient).to(result)
 
 
 # ----------------------------------------------------------------------------------- full and softmax attention
@@ -555,24 +502,13 @@ def _checked(
     return [q, k, v, landmarks]
 
 
-def _common_type(q: Tensor, k: Tensor | None, v: Tensor) -> torch.dtype:
-    common = torch.promote_types(q.dtype, v.dtype)
-    return common if k is None else torch.promote_types(common, k.dtype)
-
-
 def _result_type(q: Tensor, k: Tensor | None, v: Tensor) -> torch.dtype:
     """The common type of the arguments; that of autocast where it is on, which leaves float64 alone."""
-    common = _common_type(q, k, v)
+    common = common_type(q, k, v)
     device = q.device.type
     if common != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):  # shapes alone have no autocast
         return torch.get_autocast_dtype(device)
     return common
-
-
-def _per_head(x: Tensor, heads: int) -> Tensor:
-    """(batch, groups, ...) as (batch, heads, ...); one group is left to broadcasting where it costs nothing."""
-    groups = x.shape[1]
-    return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)
 
 
 def _for_heads(mask: Tensor | None) -> Tensor | None:
@@ -582,8 +518,8 @@ def _for_heads(mask: Tensor | None) -> Tensor | None:
 
 def _in_one_type(q: Tensor, k: Tensor | None, v: Tensor) -> tuple[Tensor, Any, Tensor]:
     """Queries, keys and values in the type to compute in, one head of each for each head of the queries."""
-    work, heads = _arrays.compute_dtype(_common_type(q, k, v), xp=xp), q.shape[1]
-    return q.to(work), None if k is None else _per_head(k.to(work), heads), _per_head(v.to(work), heads)
+    work, heads = _arrays.compute_dtype(common_type(q, k, v), xp=xp), q.shape[1]
+    return q.to(work), None if k is None else per_head(k.to(work), heads), per_head(v.to(work), heads)
 
 
 def _scale(func: str, scale: float | None, q: Tensor) -> float:

@@ -1,6 +1,6 @@
 """What is public compiles as one graph, without a break, and gives the numbers of eager code.
 
-Most have inverse="exact" here, which is quick to compile; tests/torch/test_autograd.py compiles every inverse, forward and backward.
+Forward and backward of attention in a graph: test_operators.py; of its inverse alone: test_autograd.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from softlinalg.torch import (  # noqa: E402
     SoftBlock,
     clustered_softmax_attention,
     gaussian_attention,
-    landmark_inverse,
     soft_attention,
     softmax_as_gaussian,
 )
@@ -46,18 +45,18 @@ def tokens(*shape):
 def test_attention_with_every_sampler(sampler):
     torch.manual_seed(0)
     ratio = 2 if sampler == "conv" else None
-    module = SoftAttention(8, 2, landmarks=4, sampler=sampler, ratio=ratio, grid_dims=1, inverse="exact").eval()
+    module = SoftAttention(8, 2, landmarks=4, sampler=sampler, ratio=ratio, grid_dims=1).eval()
     agrees(module, tokens(2, 12, 8), (12,), key_padding_mask=torch.arange(12) > torch.tensor([[8], [10]]))
 
 
 def test_blocks():
     torch.manual_seed(0)
-    agrees(SoftBlock(8, 2, landmarks=4, depthwise=3, pre_norm=True, inverse="exact").eval(), tokens(2, 12, 8), (4, 3))
+    agrees(SoftBlock(8, 2, landmarks=4, depthwise=3, pre_norm=True).eval(), tokens(2, 12, 8), (4, 3))
 
 
 def test_a_backbone():
     torch.manual_seed(0)
-    settings = {"num_classes": 3, "img_size": 32, "landmarks": 4, "inverse": "exact"}
+    settings = {"num_classes": 3, "img_size": 32, "landmarks": 4}
     # Blocks with landmarks from a convolution, and without (the last stage); those in between are as the first.
     agrees(SoftBackbone((8, 8, 16, 16), (1, 1, 2, 2), (1, 0, 0, 1), **settings).eval(), tokens(1, 3, 32, 32))
 
@@ -65,7 +64,6 @@ def test_a_backbone():
 HEADS = (1, 2, 12, 4)
 FUNCTIONS = {
     "soft_attention": lambda q, k, v: soft_attention(q, v, q[:, :, ::3], k=k),
-    "landmark_inverse": lambda q, k, v: landmark_inverse(torch.exp(-torch.cdist(q, q)), ridge=0.1),
     "gaussian_attention": lambda q, k, v: gaussian_attention(q, v, k, normalization="row"),
     "softmax_as_gaussian": lambda q, k, v: softmax_as_gaussian(q, k, v),
     "counts": functools.partial(clustered_softmax_attention, count=4, factors="counts"),
@@ -91,7 +89,7 @@ def test_a_model_of_transformers_on_our_attention(attention):
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
     model = transformers.BertModel(transformers.BertConfig(**sizes)).eval()
-    model.config.softlinalg = {"landmarks": 4, "clusters": 4, "query_groups": 2, "inverse": "exact"}
+    model.config.softlinalg = {"landmarks": 4, "clusters": 4, "query_groups": 2}
     model.set_attn_implementation(attention)
     agrees(lambda ids: model(input_ids=ids).last_hidden_state, torch.arange(12)[None] % 20)
 
@@ -108,7 +106,7 @@ def test_a_model_of_ours_for_transformers():
         depths=[1, 0, 0, 0],  # the backbone itself is compiled above
         image_size=32,
         num_labels=3,
-        attention={"landmarks": 4, "inverse": "exact"},
+        attention={"landmarks": 4},
     )
     model = huggingface.SoftForImageClassification(config).eval()
     agrees(lambda pixels: model(pixel_values=pixels).logits, tokens(1, 3, 32, 32))

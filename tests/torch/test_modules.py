@@ -324,7 +324,6 @@ def test_gradients_of_each_sample_come_from_vmap():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # in array-api-compat, of types
 @pytest.mark.parametrize("sampler", ["conv", "pool"])
 def test_a_block_compiles_as_one_graph_and_exports(sampler):
     block, x = SoftBlock(16, 2, landmarks=9, sampler=sampler, ratio=2, depthwise=3).eval(), tokens(2, dtype=torch.float32)

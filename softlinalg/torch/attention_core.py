@@ -1,0 +1,88 @@
+"""Softmax-free attention from arguments that have been checked: the inverse of the landmarks, and the products with their features."""
+
+from __future__ import annotations
+
+import array_api_compat.torch as xp
+import torch
+from torch import Tensor
+
+from softlinalg import _arrays, _attention
+from softlinalg._attention import InverseSettings
+from softlinalg._attention_blocks import Columns, Factors
+from softlinalg.torch import autograd
+from softlinalg.torch.inputs import without_autocast
+
+__all__ = ["attention", "common_type", "per_head"]
+
+
+def attention(
+    q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, settings: InverseSettings, gradient: str
+) -> Tensor:
+    """`functional.soft_attention` of arguments that fit together, in the type of the arguments or the one that was computed in."""
+    scale = float(q.shape[-1]) ** 0.25
+    with without_autocast(q):
+        common = q.dtype if k is None and v.dtype == q.dtype else common_type(q, k, v)
+        work = _arrays.compute_dtype(common, xp=xp)
+        landmarks = landmarks.to(work)
+        x, factors = autograd.kernel_inverse(landmarks, scale, settings, gradient)
+        heads = q.shape[1]
+        q, k, v = q.to(common), None if k is None else per_head(k.to(common), heads), per_head(v.to(common), heads)
+        if landmarks.shape[:2] != q.shape[:2]:  # the factors are of each head
+            factors = None
+        landmarks, x = per_head(landmarks, heads), per_head(x, heads)
+        hidden = None if mask is None else mask[:, None, :]
+        return _products(q, k, v, landmarks, x, hidden, scale, settings.normalization, work, factors)
+
+
+def _products(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    landmarks: Tensor,
+    x: Tensor,
+    hidden: Tensor | None,
+    scale: float,
+    normalization: str | None,
+    work: torch.dtype,
+    factors: Factors | None,
+) -> Tensor:
+    """The attention in reused memory where the tensors are plain, else composed of differentiable operations."""
+    if autograd.is_plain(q, k, v, landmarks, x, hidden):
+        b, h = q.shape[:2]
+        spread = landmarks.expand(b, h, *landmarks.shape[2:])
+        columns = Columns(spread.detach(), 1 / scale, xp=xp, factors=factors)
+        if columns.near_landmarks():
+            absent = None if hidden is None else hidden.expand(b, h, -1)
+            if normalization != "symmetric":
+                return autograd.attend(q, k, v, spread, x.expand(b, h, *x.shape[2:]), absent, columns, scale)
+            return _symmetric(q, k, v, spread, x, hidden, columns, scale)
+    q, k, v = q.to(work), None if k is None else k.to(work), v.to(work)
+    out: Tensor = _attention.composite(q, k, v, landmarks, hidden, x, length_scale=scale, normalization=normalization, xp=xp)
+    return out
+
+
+def _symmetric(
+    q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, x: Tensor, hidden: Tensor | None, columns: Columns, scale: float
+) -> Tensor:
+    """The symmetric normalization, from features made in reused memory."""
+    gone = None if hidden is None else hidden[..., None]
+    work = landmarks.dtype
+    v, points = v.to(work), q if k is None else k
+    if gone is not None:
+        v, points = v.masked_fill(gone, 0), points.masked_fill(gone, 0)
+    keys = autograd.feature_matrix(points, landmarks, columns, scale)
+    queries = keys if k is None else autograd.feature_matrix(q, landmarks, columns, scale)
+    out: Tensor = _attention.combine(queries, keys, v, gone, x, is_self=k is None, normalization="symmetric", xp=xp)
+    return out if gone is None or k is not None else out.masked_fill(gone, 0)
+
+
+def common_type(q: Tensor, k: Tensor | None, v: Tensor) -> torch.dtype:
+    """The type to which all are promoted."""
+    common = torch.promote_types(q.dtype, v.dtype)
+    return common if k is None else torch.promote_types(common, k.dtype)
+
+
+def per_head(x: Tensor, heads: int) -> Tensor:
+    """(batch, groups, ...) as (batch, heads, ...); one group is left to broadcasting where it costs nothing."""
+    groups = x.shape[1]
+    return x if groups == heads else x.repeat_interleave(heads // groups, dim=1)
