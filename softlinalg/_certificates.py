@@ -278,19 +278,24 @@ def correct_inverse(b: Array, x: Array, *, lost: Array, xp: Namespace) -> tuple[
         Exactly Hermitian.
     certificate : InverseCertificate
     """
-    residual, error = _base_minus_product(_arrays.eye_like(b, xp=xp), b, x, slices=1, xp=xp)
-    size_x, size_b, u = upper_frobenius(x, xp=xp), upper_frobenius(b, xp=xp), _unit(b.dtype)
-    error = error + 4 * u * size_b * size_x * xp.astype(xp.any(lost != 0, axis=-1), size_x.dtype)
-    rho = (upper_frobenius(residual, xp=xp) + error) * _slack(b)
+    u, gamma, slack = _unit(b.dtype), _gamma(b.shape[-1], b.dtype), _slack(b)
+    absolute = _arrays.tiny(b.dtype) * b.shape[-1] ** 2  # underflow
+    size_b, size_x = upper_frobenius(b, xp=xp), upper_frobenius(x, xp=xp)
+    defect = _linalg.minus_identity(b @ x, xp=xp)  # -R
+    size_defect = upper_frobenius(defect, xp=xp)
+    shifted = xp.astype(xp.any(lost != 0, axis=-1), size_x.dtype)
+    error = ((gamma + 4 * u * shifted) * size_b * size_x + u * size_defect + absolute) * slack
+    rho = (size_defect + error) * slack
     usable = rho < 0.99
     safe = xp.where(usable, rho, xp.zeros_like(rho))
-    product = _base_minus_product(xp.zeros_like(x), x, residual, slices=1, xp=xp)  # - X R
-    corrected = x - product.value
-    step = upper_frobenius(product.value, xp=xp) + product.error + size_x * error
-    rounding = product.error + size_x * error + 4 * u * upper_frobenius(corrected, xp=xp)
-    bound = xp.where(usable, (step * safe / (1 - safe) + rounding) * _slack(b), xp.full_like(rho, math.inf))
-    corrected = (corrected + _linalg.adjoint(corrected, xp=xp)) / 2
-    return corrected, InverseCertificate(xp.where(usable, size_b * bound, bound), bound, upper_frobenius(corrected, xp=xp))
+    product = x @ defect  # -X R
+    corrected = x - product
+    size = upper_frobenius(corrected, xp=xp)
+    lost_in_product = (gamma * size_x * size_defect + absolute) * slack + size_x * error
+    step = upper_frobenius(product, xp=xp) + lost_in_product
+    bound = xp.where(usable, (step * safe / (1 - safe) + lost_in_product + 4 * u * size) * slack, xp.full_like(rho, math.inf))
+    corrected = (corrected + _linalg.adjoint(corrected, xp=xp)) / 2  # no larger than before, but for rounding
+    return corrected, InverseCertificate(xp.where(usable, size_b * bound, bound), bound, size * slack)
 
 
 def _quick_certificate(b: Array, x: Array, *, shifted: bool, xp: Namespace) -> InverseCertificate:

@@ -318,7 +318,7 @@ def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: S
         return Attempt((inverse + _linalg.adjoint(inverse, xp=xp)) / 2, direct)
     work = xp.astype(b, compute)
     real = _arrays.real_dtype(compute, xp=xp)
-    hi = _iterations.spectral_upper_bound(xp.astype(problem.a, b.dtype), xp=xp) + problem.ridge
+    hi = xp.astype(_iterations.spectral_upper_bound(xp.astype(problem.a, compute), xp=xp), problem.ridge.dtype) + problem.ridge
     # Rounding of B to the type of the iteration can move eigenvalues by its eps |B|: keep `lo` a lower bound.
     lo = problem.ridge * (1 - 4 * _arrays.eps(compute))
     # Where there is a wider type the last step is done in it: its two products give the correction and its bound.
@@ -334,6 +334,8 @@ def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: S
         scale = xp.astype(2 / (lo + hi), real)
         inverse = _iterations.newton_raphson(work, steps=before, scale=scale, max_steps=most - 1 if last_wide else most, xp=xp)
     inverse = xp.astype(inverse, b.dtype)
+    if isinstance(counts, int):
+        counts = _inversion.integer_like(problem.ridge, counts, xp=xp)
     if last_wide:
         corrected, certificate = _certificates.correct_inverse(b, inverse, lost=problem.lost, xp=xp)
         return Attempt(corrected, counts, certificate)
@@ -341,8 +343,8 @@ def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: S
     return Attempt((inverse + _linalg.adjoint(inverse, xp=xp)) / 2, counts)
 
 
-def _step_counts(method: InverseMethod, kappa: Array, target: float, compute: Any, *, xp: Namespace) -> tuple[Array, int]:
-    """Steps of every matrix from its own condition number, and the largest count, known on the host.
+def _step_counts(method: InverseMethod, kappa: Array, target: float, compute: Any, *, xp: Namespace) -> tuple[Array | int, int]:
+    """Steps of every matrix from its own condition number, one number where all need as many, and the largest, known on the host.
 
     Traced code cannot read the largest condition number: there it is that at which the type has no digit left, 1 / eps, and
     members that need fewer steps are frozen earlier.
@@ -352,8 +354,11 @@ def _step_counts(method: InverseMethod, kappa: Array, target: float, compute: An
     counts = _inversion.integer_like(kappa, 0, xp=xp)
     for step, edge in edges:
         counts = xp.where(kappa > edge, xp.full_like(counts, step), counts)
-    most = edges[-1][0] if _arrays.is_traced(kappa) else int(np.max(_arrays.to_numpy(counts), initial=0))
-    return counts, most
+    if _arrays.is_traced(kappa):
+        return counts, edges[-1][0]
+    host = _arrays.to_numpy(counts)
+    most = int(np.max(host, initial=0))
+    return (most if bool(np.all(host == most)) else counts), most
 
 
 @functools.lru_cache(maxsize=64)
@@ -440,7 +445,8 @@ def _tighter(
 
 def _lower_norm(x: Array, error: Array, *, xp: Namespace) -> Array:
     """Lower bound of |B^-1|_2 from X and the bound of its error: the longest column of X, less the error."""
-    longest = xp.sqrt(xp.max(xp.sum(xp.abs(x) ** 2, axis=-2), axis=-1)) * (1 - 4 * x.shape[-1] * _arrays.eps(x.dtype))
+    squares = xp.abs(x) ** 2 if _arrays.is_complex(x.dtype) else x * x
+    longest = xp.sqrt(xp.max(xp.sum(squares, axis=-2), axis=-1)) * (1 - 4 * x.shape[-1] * _arrays.eps(x.dtype))
     lower = longest - error
     return xp.where(lower > 0, lower, xp.full_like(lower, _arrays.tiny(lower.dtype)))
 
