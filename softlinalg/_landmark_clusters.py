@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from softlinalg import _arrays
+from softlinalg import _arrays, _native
 from softlinalg._landmark_sampling import PROPOSALS, Host, Rows, draw_proportional
 from softlinalg._typing import Array, Namespace
 
@@ -19,6 +19,10 @@ __all__ = ["assign", "lloyd", "plus_plus_seeds"]
 
 SLACK = 64.0
 """Squared distances from GEMM are off by a few eps (|x|^2 + |y|^2); within SLACK eps of that they count as equal."""
+
+
+CACHED_ENTRIES = 2**17
+"""Scores that are worked on together on a CPU: 1 MiB in float64."""
 
 
 def _half_norms(points: Array, *, xp: Namespace) -> Array:
@@ -78,15 +82,44 @@ def assign(rows: Rows, landmarks: Array) -> tuple[Array, Array, float]:
     counts = np.zeros(m)
     total = 0.0
     for _, _, block in rows.blocks(m):
-        scores = half[None, :] - block @ transposed  # (|x - l|^2 - |x|^2) / 2
-        best = xp.min(scores, axis=1)
         own = _half_norms(block, xp=xp)
-        tied = scores - slack * half[None, :] <= (best + slack * own)[:, None]
-        labels = xp.argmax(xp.astype(tied, xp.int8), axis=1)
+        labels, best = _nearest(block, own, transposed, half, slack, xp=xp)
         sums = sums + _arrays.group_sums(block, labels, m, xp=xp)
         counts += np.bincount(_arrays.to_numpy(labels), minlength=m)
         total += 2 * float(xp.sum(xp.clip(own + best, min=0.0)))
     return sums, _arrays.from_numpy(counts, landmarks, xp=xp, dtype=rows.dtype), total
+
+
+def _nearest(block: Array, own: Array, transposed: Array, half: Array, slack: float, *, xp: Namespace) -> tuple[Array, Array]:
+    """Of each row the first of the nearest landmarks, and (|x - l|^2 - |x|^2) / 2 for the nearest."""
+    if _arrays.is_cpu(block) and _arrays.may_reuse_buffers(block, transposed):
+        rows, own, transposed, half = (_arrays.host_view(x, xp=xp)[0] for x in (block, own, transposed, half))
+        labels, nearest = _nearest_in_cache(rows, own, transposed, half, slack)
+        return _arrays.from_numpy(labels, block, xp=xp), _arrays.from_numpy(nearest, block, xp=xp)
+    scores = half[None, :] - block @ transposed
+    best = xp.min(scores, axis=1)
+    tied = scores - slack * half[None, :] <= (best + slack * own)[:, None]
+    return xp.argmax(xp.astype(tied, xp.int8), axis=1), best
+
+
+def _nearest_in_cache(block: Host, own: Host, transposed: Host, half: Host, slack: float) -> tuple[Host, Host]:
+    """The same for arrays of the host, a few rows at a time: their scores are visited once more, or six times without a compiler."""
+    n, m = block.shape[0], transposed.shape[1]
+    labels, best = np.empty(n, dtype=np.int64), np.empty(n, dtype=block.dtype)
+    step = max(1, CACHED_ENTRIES // m)
+    of_half, of_row = slack * half, slack * own
+    memory = np.empty((min(step, n), m), dtype=block.dtype)
+    for first in range(0, n, step):
+        part = slice(first, first + step)
+        rows = block[part]
+        products = np.matmul(rows, transposed, out=memory[: rows.shape[0]])
+        found = _native.nearest(products, half, of_half, of_row[part])
+        if found is None:
+            scores = half[None, :] - products
+            least = scores.min(axis=1)
+            found = (scores - of_half[None, :] <= (least + of_row[part])[:, None]).argmax(axis=1), least
+        labels[part], best[part] = found
+    return labels, best
 
 
 def _squared_distances(x: Array, y: Array, *, xp: Namespace) -> Array:

@@ -1,5 +1,5 @@
-// What NumPy and LAPACK do slowly on small pieces, compiled by _native.py: exponentials of blocks that are in the cache, and inverses
-// of small symmetric positive definite matrices with the evidence for their certificate.
+// What NumPy and LAPACK do slowly on small pieces, compiled by _native.py: exponentials of blocks that are in the cache, nearest
+// landmarks, and inverses of small symmetric positive definite matrices with the evidence for their certificate.
 
 #include "_vectors.h"
 
@@ -345,6 +345,32 @@ bool landmarks(const T* points, int64_t batch, int64_t m, int64_t d, double ridg
     }
     return true;
 }
+// ---------------------------------------------------------------------------------------------------- nearest landmarks
+// Of each row of products x.l (rows, m): the smallest |l|^2 / 2 - x.l, and the first landmark that is as near as that but for slack. One
+// visit to each product; no multiplication is joined with a subtraction, so the bits are those of separate operations.
+template <typename T>
+void nearest(const T* products, int64_t rows, int64_t m, const T* half, const T* slack_of_half, const T* slack_of_row, int64_t* label, T* best) {
+    constexpr int W = lanes<T>;
+    for (int64_t i = 0; i < rows; ++i) {
+        const T* row = products + i * m;
+        T least = half[0] - row[0];
+        int64_t j = 0;
+        if (m >= W) {
+            Vec<T> smallest = at(half) - at(row);
+            for (j = W; j + W <= m; j += W) {
+                const Vec<T> score = at(half + j) - at(row + j);
+                smallest = score < smallest ? score : smallest;
+            }
+            for (int lane = 0; lane < W; ++lane) least = smallest[lane] < least ? smallest[lane] : least;
+        }
+        for (; j < m; ++j) least = half[j] - row[j] < least ? half[j] - row[j] : least;
+        const T limit = least + slack_of_row[i];
+        int64_t first = 0;
+        while (first < m && !((half[first] - row[first]) - slack_of_half[first] <= limit)) ++first;
+        label[i] = first < m ? first : 0;
+        best[i] = least;
+    }
+}
 }  // namespace
 
 // `a` and `out` (batch, m, m), `ridge` (batch), `evidence` (3, batch): traces of B and X, and the miss; all contiguous.
@@ -404,6 +430,14 @@ int32_t softlinalg_landmarks_double(const double* points, int64_t batch, int64_t
     double narrow, double lowest, double* w, double* x, double* evidence, double* center, double* moved, double* rows, double* columns, double* memory,
     void* scratch) {
     return landmarks(points, batch, m, d, ridge, scale, unit, limit, narrow, lowest, w, x, evidence, center, moved, rows, columns, memory, scratch);
+}
+void softlinalg_nearest_float(
+    const float* products, int64_t rows, int64_t m, const float* half, const float* of_half, const float* of_row, int64_t* label, float* best) {
+    nearest(products, rows, m, half, of_half, of_row, label, best);
+}
+void softlinalg_nearest_double(
+    const double* products, int64_t rows, int64_t m, const double* half, const double* of_half, const double* of_row, int64_t* label, double* best) {
+    nearest(products, rows, m, half, of_half, of_row, label, best);
 }
 int64_t softlinalg_scratch_bytes(int64_t m) {
     const int64_t p = (m + TILE - 1) / TILE * TILE;

@@ -1,4 +1,4 @@
-"""Exponentials of blocks, and inverses of batches of small matrices, by compiled code where there is a C++ compiler.
+"""Exponentials of blocks, nearest landmarks, and inverses of batches of small matrices, by compiled code where there is a C++ compiler.
 
 NumPy takes exponentials at a quarter of the speed that a block in the cache allows, and LAPACK inverts small matrices one by one. The
 code is compiled at first use, once for each machine (two seconds). Each entry, and each matrix, has the same bits wherever it stands.
@@ -16,7 +16,17 @@ import numpy as np
 
 from softlinalg import _compiled
 
-__all__ = ["clamped_exp_in_place", "inverse_vjp", "invert", "kernel_matrix", "landmark_factors", "landmarks", "load", "loaded_or_why_not"]
+__all__ = [
+    "clamped_exp_in_place",
+    "inverse_vjp",
+    "invert",
+    "kernel_matrix",
+    "landmark_factors",
+    "landmarks",
+    "load",
+    "loaded_or_why_not",
+    "nearest",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -157,6 +167,32 @@ def inverse_vjp(x: _Array, grad: _Array, w: _Array, points: _Array, scale: float
     return None if kernels is None else _call_inverse_vjp(kernels, x, grad, w, points, scale)
 
 
+def nearest(products: _Array, half: _Array, slack_of_half: _Array, slack_of_row: _Array) -> tuple[_Array, _Array] | None:
+    """The landmark nearest to each row, from products x.l, or None where the code does not serve.
+
+    Parameters
+    ----------
+    products : array, shape (n, m)
+        float32 or float64, contiguous.
+    half : array, shape (m,)
+        |l|^2 / 2 of each landmark.
+    slack_of_half : array, shape (m,)
+    slack_of_row : array, shape (n,)
+        Landmarks tie with the nearest one where half - x.l - slack_of_half is not above its half - x.l + slack_of_row.
+
+    Returns
+    -------
+    labels : int64 array, shape (n,)
+        The first of the landmarks that tie.
+    best : array, shape (n,)
+        The smallest half - x.l.
+    """
+    if products.dtype not in _TYPES or not products.flags.c_contiguous or products.shape[1] == 0:
+        return None
+    kernels = load()
+    return None if kernels is None else _call_nearest(kernels, products, half, slack_of_half, slack_of_row)
+
+
 def _of_type(kernels: ctypes.CDLL, name: str, dtype: np.dtype[Any]) -> Any:
     """The function for float32 or that for float64."""
     return getattr(kernels, f"softlinalg_{name}_{'float' if dtype == np.float32 else 'double'}")
@@ -215,6 +251,17 @@ def _call_inverse_vjp(kernels: ctypes.CDLL, x: _Array, grad: _Array, w: _Array, 
     return out
 
 
+def _call_nearest(
+    kernels: ctypes.CDLL, products: _Array, half: _Array, slack_of_half: _Array, slack_of_row: _Array
+) -> tuple[_Array, _Array]:
+    (n, m), dtype = products.shape, products.dtype
+    half, slack_of_half, slack_of_row = (np.ascontiguousarray(x, dtype=dtype) for x in (half, slack_of_half, slack_of_row))
+    labels, best = np.empty(n, dtype=np.int64), np.empty(n, dtype=dtype)
+    addresses = (x.ctypes.data for x in (half, slack_of_half, slack_of_row, labels, best))
+    _of_type(kernels, "nearest", dtype)(products.ctypes.data, n, m, *addresses)
+    return labels, best
+
+
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The code, compiled if it has not been yet; None, logged, where that cannot be."""
@@ -251,6 +298,8 @@ def _bind(kernels: ctypes.CDLL) -> None:
         function.restype, function.argtypes = None, (*[pointer] * 4, number, number, number, real, pointer, pointer)
     for function in (kernels.softlinalg_landmarks_float, kernels.softlinalg_landmarks_double):
         function.restype, function.argtypes = ctypes.c_int32, (pointer, *[number] * 3, *[real] * 6, *[pointer] * 9)
+    for function in (kernels.softlinalg_nearest_float, kernels.softlinalg_nearest_double):
+        function.restype, function.argtypes = None, (pointer, number, number, *[pointer] * 5)
     for function in (kernels.softlinalg_factors_float, kernels.softlinalg_factors_double):
         function.restype, function.argtypes = None, (pointer, number, number, number, real, real, *[pointer] * 5)
 
@@ -259,6 +308,7 @@ def _check(kernels: ctypes.CDLL) -> None:
     """Raise RuntimeError unless the code is right about a small example of each type."""
     checks = {"exponentials": _exponentials_are_right, "inverses": _inverses_are_right, "kernel matrices": _kernels_are_right}
     checks |= {"factors of landmarks": _factors_are_right, "landmarks": _landmarks_are_right, "gradients of inverses": _gradients_are_right}
+    checks |= {"nearest landmarks": _nearest_are_right}
     for what, is_right in checks.items():
         for dtype in _TYPES:
             if not is_right(kernels, dtype):
@@ -339,3 +389,13 @@ def _gradients_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
     slope = -x @ (grad + grad.swapaxes(-1, -2)) / 2 @ x
     expected = -(scale**2) * ((slope + slope.swapaxes(-1, -2)) * w)[..., None] * apart
     return bool(np.allclose(_call_inverse_vjp(kernels, x, grad, w, points, scale), expected.sum(2), rtol=0, atol=1e-11))
+
+
+def _nearest_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
+    products = np.cos(np.arange(11.0 * 21) ** 2).reshape(11, 21).astype(dtype)
+    products[:, 7] = products.max(1)  # ties: exact, and within the slack
+    half, of_half, of_row = (scale * (1 + np.arange(n) % 3).astype(dtype) for scale, n in ((0.25, 21), (1e-3, 21), (1e-2, 11)))
+    scores = half - products
+    tied = scores - of_half <= (scores.min(1) + of_row)[:, None]
+    labels, best = _call_nearest(kernels, products, half, of_half, of_row)
+    return np.array_equal(labels, tied.argmax(1)) and np.array_equal(best, scores.min(1))

@@ -278,6 +278,36 @@ def test_the_gradient_of_inverses_is_that_of_the_formula(dtype: type, m: int, d:
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(n=st.integers(0, 9), m=st.integers(1, 40), seed=st.integers(0, 9), digits=st.integers(0, 2))
+def test_the_nearest_landmark_is_the_first_that_ties(dtype: type, n: int, m: int, seed: int, digits: int) -> None:
+    rng = np.random.default_rng(seed)
+    products, half, of_half, of_row = (np.round(rng.uniform(0, 1, s), digits).astype(dtype) for s in ((n, m), (m,), (m,), (n,)))
+    found = _native.nearest(products, half, 0.1 * of_half, 0.1 * of_row)
+    assert found is not None
+    scores = half - products
+    tied = scores - (0.1 * of_half).astype(dtype) <= (scores.min(axis=1) + (0.1 * of_row).astype(dtype))[:, None]
+    np.testing.assert_array_equal(found[0], tied.argmax(axis=1))
+    np.testing.assert_array_equal(found[1], scores.min(axis=1))
+
+
+@compiled
+def test_clusters_are_the_same_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).standard_normal((700, 3))
+    found = softlinalg.select_landmarks(x, 40, method="kmeans", rng=0)
+    monkeypatch.setattr(_native, "nearest", lambda *_: None)
+    np.testing.assert_array_equal(softlinalg.select_landmarks(x, 40, method="kmeans", rng=0), found)
+
+
+@compiled
+def test_products_of_other_types_and_layouts_have_no_nearest_landmark_here() -> None:
+    half = np.zeros(3)
+    assert _native.nearest(np.zeros((4, 3), dtype=np.float16), half, half, np.zeros(4)) is None
+    assert _native.nearest(np.zeros((3, 4)).T, half, half, np.zeros(4)) is None
+    assert _native.nearest(np.zeros((4, 0)), half[:0], half[:0], np.zeros(4)) is None
+
+
+@compiled
 def test_points_that_are_many_or_wide_go_the_other_way() -> None:
     for points in (
         np.zeros((1, 201, 3)),
@@ -353,9 +383,10 @@ ANSWERS = {
     "factors": (6, 7, 8, 9, 10),
     "landmarks": (10, 11, 12, 13, 14, 15, 16),
     "inverse_vjp": (8,),
+    "nearest": (7,),
 }
-"""Which arguments of the functions are their answers."""
-DOUBLES = {"exp": (), "invert": (5,), "kernel": (7,), "factors": (), "landmarks": (10, 11, 12), "inverse_vjp": (8,)}
+"""Which arguments of the functions are their answers, as far as they are real numbers."""
+DOUBLES = {"exp": (), "invert": (5,), "kernel": (7,), "factors": (), "landmarks": (10, 11, 12), "inverse_vjp": (8,), "nearest": ()}
 """Those of them that are in double, whatever the type of the points."""
 
 
