@@ -14,7 +14,7 @@ from softlinalg._settings import flag
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
 
-__all__ = ["certified_ridge_inverse", "ridge_inverse", "ridge_inverse_jvp", "ridge_inverse_vjp"]
+__all__ = ["certified_ridge_inverse", "inverse_and_evidence", "ridge_inverse", "ridge_inverse_jvp", "ridge_inverse_vjp"]
 
 _METHODS = ("cholesky", "eigh", "chebyshev", "newton")
 _ORDER = {
@@ -206,11 +206,10 @@ def _run(
 
 
 def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Namespace) -> Array | None:
-    """Inverses by Cholesky, a part of the batch at a time that stays in the cache, in the type of the input.
+    """Inverses by `inverse_and_evidence`, in the type of the input.
 
-    By compiled code where that serves, else by LAPACK: then the same arithmetic as the general way, bit for bit, with a third of the
-    memory traffic. None where it does not apply or
-    one member is not certified by theorem C4: the general way then decides for all.
+    By LAPACK that is the arithmetic of the general way, bit for bit, with a third of its memory traffic. None where it does not apply
+    or one member is not certified by theorem C4: the general way then decides for all.
     """
     if flat.shape[0] == 0 or _arrays.is_half(flat.dtype) or not (_arrays.is_cpu(flat) and _arrays.may_reuse_buffers(flat, ridge)):
         return None
@@ -218,11 +217,7 @@ def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Nam
         return None
     host, host_xp = _arrays.host_view(flat, xp=xp)
     host_ridge, _ = _arrays.host_view(ridge, xp=xp)
-    quick = None if _arrays.is_complex(host.dtype) else _native.invert(host, host_ridge)
-    if quick is not None:
-        value, joined = quick[0], _certificates.CholeskyEvidence(*quick[1])
-    else:
-        value, joined = _lapack_in_cache(host, host_ridge, xp=host_xp)
+    value, joined = inverse_and_evidence(host, host_ridge, xp=host_xp)
     with _arrays.quiet(host):
         # Judged once for all: a dozen operations on a few numbers for each part would take as long as a fifth of the inverses.
         certificate = _certificates.judge_cholesky(joined, host.shape[-1], xp=host_xp)
@@ -232,14 +227,20 @@ def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Nam
     return _arrays.from_numpy(value, flat, xp=xp)
 
 
-def _lapack_in_cache(host: Array, ridge: Array, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
-    """Inverses by LAPACK in the type of `host`, and the evidence for their certificates."""
+def inverse_and_evidence(host: Array, ridge: Array, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
+    """(A + ridge I)^-1 of NumPy matrices (N, m, m), in their type, and the evidence for the certificates.
+
+    By compiled code where that serves, else by LAPACK, in parts of the batch that stay in the cache.
+    """
+    quick = None if _arrays.is_complex(host.dtype) else _native.invert(host, ridge)
+    if quick is not None:
+        return quick[0], _certificates.CholeskyEvidence(*quick[1])
     wide = xp.complex128 if _arrays.is_complex(host.dtype) else xp.float64
     value = _arrays.empty_like_shape(host.shape, host, xp=xp)
     step = max(1, 2**16 // host.shape[-1] ** 2)  # 512 KiB of float64
     evidence = []
     with _arrays.quiet(host):
-        for start in range(0, host.shape[0], step):
+        for start in range(0, max(host.shape[0], 1), step):
             part = slice(start, start + step)
             b, _ = _certificates.diagonal_shift(host[part], ridge[part], dtype=wide, xp=xp)
             inverse, _ = _linalg.spd_inverse(b, xp=xp)
