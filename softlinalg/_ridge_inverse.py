@@ -202,7 +202,7 @@ def _run(
 
     with _arrays.quiet(a):
         outcome = _inversion.solve(flat, _ORDER[method], attempt, certify, select, settings=settings, xp=xp)
-        return _finish(outcome, exponent, sound, batch, dtype, problem, settings, xp=xp)
+        return _inversion.finish(CertifiedInverse, outcome, exponent, sound, batch, dtype, problem.b, settings, xp=xp)
 
 
 def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Namespace) -> Array | None:
@@ -444,39 +444,6 @@ def _lower_norm(x: Array, error: Array, *, xp: Namespace) -> Array:
     longest = xp.sqrt(xp.max(xp.sum(xp.abs(x) ** 2, axis=-2), axis=-1)) * (1 - 4 * x.shape[-1] * _arrays.eps(x.dtype))
     lower = longest - error
     return xp.where(lower > 0, lower, xp.full_like(lower, _arrays.tiny(lower.dtype)))
-
-
-def _finish(
-    outcome: Outcome,
-    exponent: Array,
-    sound: Array | None,
-    batch: tuple[int, ...],
-    dtype: Any,
-    problem: _Problem,
-    settings: Settings,
-    *,
-    xp: Namespace,
-) -> CertifiedInverse:
-    """Undo the scaling, restore shape and type, and warn or raise."""
-    traced = _arrays.is_traced(outcome.value)
-    rounded = _inversion.round_to(outcome, exponent, dtype, settings=settings, xp=xp)
-    value, converged, sound = _inversion.mask_unsound(rounded.value, outcome.converged, sound, settings=settings, xp=xp)
-    infinite = xp.full_like(rounded.bound, float("inf"))
-    fields = {
-        "converged": converged,
-        "steps": outcome.steps,
-        "residual": xp.where(sound, outcome.residual, infinite),
-        "error_bound": xp.where(sound, rounded.bound, infinite),
-        "rank": xp.where(sound, outcome.rank, xp.full_like(outcome.rank, -1)),
-        "method": outcome.method,
-    }
-    shaped = {name: xp.reshape(field, batch) for name, field in fields.items()}
-    result = CertifiedInverse(value=xp.reshape(value, (*batch, *value.shape[1:])), **shaped)
-    if not traced:
-        _inversion.warn_precision(settings.func, problem.b, outcome.value, dtype, xp=xp)
-        blanked = ~xp.reshape(sound, batch)  # NaN came in, by leave of check_finite=False; that is no failure
-        _inversion.deliver(result.value, result.converged | blanked, info=result, settings=settings, is_pinv=False)
-    return result
 
 
 # ------------------------------------------------------------------------------------------------ derivatives

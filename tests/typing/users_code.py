@@ -1,4 +1,4 @@
-"""What users write, for type checkers in their strict modes: `mypy` checks it in CI, `pyright -p tests/typing` by hand."""
+"""What users write, for type checkers in their strict modes: `mypy` checks it in CI, and `tests/test_typing.py` by pyright."""
 
 from __future__ import annotations
 
