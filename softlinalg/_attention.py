@@ -15,7 +15,7 @@ from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
 from softlinalg._kernel_distances import GaussianColumns, mirror, near_limit
 from softlinalg._newton_pinv import newton_pinv
 from softlinalg._pinv import ridge_inverse
-from softlinalg._ridge_inverse import inverse_slope
+from softlinalg._ridge_inverse import inverse_and_evidence, inverse_slope
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
@@ -123,16 +123,14 @@ def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) ->
 
 
 def _cholesky(wide: Array, ridge: float, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
-    """(W + ridge I)^-1 and the evidence for its certificate, by compiled code where that serves."""
-    if _arrays.is_numpy(wide) and wide.ndim > 2:
-        flat = xp.reshape(wide, (math.prod(wide.shape[:-2]), *wide.shape[-2:]))
-        quick = _native.invert(flat, xp.full(flat.shape[0], ridge, dtype=xp.float64))
-        if quick is not None:
-            evidence = xp.reshape(quick[1], (3, *wide.shape[:-2]))
-            return xp.reshape(quick[0], wide.shape), _certificates.CholeskyEvidence(*evidence)
-    b = wide + ridge * _arrays.eye_like(wide, xp=xp)
-    x, _ = _linalg.spd_inverse(b, xp=xp)
-    return x, _certificates.cholesky_evidence(b, x, xp=xp)
+    """(W + ridge I)^-1 and the evidence for its certificate."""
+    if not _arrays.is_numpy(wide):
+        b = wide + ridge * _arrays.eye_like(wide, xp=xp)
+        x, _ = _linalg.spd_inverse(b, xp=xp)
+        return x, _certificates.cholesky_evidence(b, x, xp=xp)
+    batch, count = wide.shape[:-2], math.prod(wide.shape[:-2])
+    x, evidence = inverse_and_evidence(xp.reshape(wide, (count, *wide.shape[-2:])), xp.full(count, ridge, dtype=xp.float64), xp=xp)
+    return xp.reshape(x, wide.shape), _certificates.CholeskyEvidence(*(xp.reshape(part, batch) for part in evidence))
 
 
 def kernel_and_inverse(
@@ -147,9 +145,11 @@ def kernel_and_inverse(
     unit = _buffers.exponent_unit(landmarks)
 
     def both(host: Array, hosts: Namespace) -> tuple[Array, ...] | None:
-        quick = _all_of_landmarks(host, 1 / length_scale, unit, settings)
-        if quick is not None:
-            return quick
+        m, d = host.shape[-2:]
+        limits = near_limit("float64"), near_limit(host.dtype)
+        made = _native.landmarks(host.reshape((-1, m, d)), 1 / length_scale, settings.ridge, unit, limits, lowest_exponent("float64"))
+        if made is not None:
+            return _if_certified(made, host.shape, settings)
         w = _attention_blocks.landmark_matrix(host, 1 / length_scale, xp=hosts)
         x = None if w is None else _quickly_certified(w, settings, xp=hosts)
         return None if x is None else (w, x)
@@ -158,19 +158,15 @@ def kernel_and_inverse(
     return None if found is None else (found[0], found[1], _attention_blocks.Factors(*found[2:]) if len(found) > 2 else None)
 
 
-def _all_of_landmarks(host: Array, inverse_scale: float, unit: float, settings: InverseSettings) -> tuple[Array, ...] | None:
-    """W, its inverse, and the factors of NumPy landmarks (..., m, d) by compiled code, if that serves and all is certified."""
-    m, d = host.shape[-2:]
-    limits = near_limit("float64"), near_limit(host.dtype)
-    made = _native.landmarks(host.reshape((-1, m, d)), inverse_scale, settings.ridge, unit, limits, lowest_exponent("float64"))
-    if made is None:
-        return None
+def _if_certified(made: tuple[Array, ...], given: tuple[int, ...], settings: InverseSettings) -> tuple[Array, ...] | None:
+    """W, its inverse, and the factors of landmarks of the shape `given`, (..., m, d), as compiled code made them, if all is certified."""
+    m = given[-2]
     w, x, evidence, center, moved, rows, columns = made
     tol, rounding = _tolerance(settings, "float64"), _arrays.eps("float64") * (1 + settings.ridge)
     for trace_b, trace_x, worst, norm in evidence.T.tolist():
         if not _certificates.cholesky_residual(trace_b, trace_x, worst, m) + rounding * norm <= tol:
             return None
-    shape = (*host.shape[:-1], m)
+    shape = (*given[:-1], m)
     return w.reshape(shape), x.reshape(shape), center, moved, rows, columns.swapaxes(-1, -2)
 
 

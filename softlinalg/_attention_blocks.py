@@ -128,19 +128,30 @@ def _factors(flat: Array, inverse_scale: float, unit: float, *, xp: Namespace) -
 class Columns:
     """What the exponents need of the landmarks (b, h, m, d), and the memory of the blocks."""
 
+    b: int
+    h: int
+    m: int
+    d: int
+
     def __init__(self, landmarks: Array, inverse_scale: float, *, xp: Namespace, factors: Factors | None = None) -> None:
-        self.xp, self.dtype, self.unit = xp, landmarks.dtype, _buffers.exponent_unit(landmarks)
+        self.xp: Namespace = xp
+        self.dtype: DType = landmarks.dtype
+        self.unit: float = _buffers.exponent_unit(landmarks)
         self.b, self.h, self.m, self.d = landmarks.shape
-        self.precision = inverse_scale**2
+        self.precision: float = inverse_scale**2
         if factors is None:
             flat, unit = xp.reshape(landmarks, (self.b * self.h, self.m, self.d)), self.unit
             made = None
             if _arrays.is_small_on_host(flat, math.prod(flat.shape)):
                 made = _arrays.through_numpy(lambda host, hosts: _factors(host, inverse_scale, unit, xp=hosts), flat, xp=xp)
             factors = _factors(flat, inverse_scale, unit, xp=xp) if made is None else Factors(*made)
-        self.center, self.w, self.rows, self.columns, self._far = factors
+        self.center: Array = factors.center
+        self.w: Array = factors.w
+        self.rows: Array = factors.rows
+        self.columns: Array = factors.columns
+        self._far = factors.far
         self._like = landmarks
-        self.lowest = lowest_exponent(self.dtype)
+        self.lowest: float = lowest_exponent(self.dtype)
         self._memory: dict[str, Array] = {}
 
     def near_landmarks(self) -> bool:

@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
             square=arguments.square,
             max_cond=arguments.max_cond,
             cases=arguments.cases,
+            only=arguments.only,
+            skip=arguments.skip,
             target=arguments.target,
             progress=not arguments.quiet,
         )

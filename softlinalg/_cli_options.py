@@ -277,6 +277,8 @@ examples:
       NumPy's pseudo-inverse in float32 and float64: which laws hold, and the smallest example where one does not
   softlinalg check my_code.py:fast_pinv --as pinv --grade N --profile deep --html report.html
       a function in a file, as accurate as a sound iteration need be, thoroughly; also as a web page
+  softlinalg check my_code.py:fast_pinv --as pinv --skip infinity,nan
+      without the laws about what is not finite; the table says which laws were left out
   softlinalg check torch:linalg.pinv --as pinv --dtype complex64
       with arrays of PyTorch, which the name of the module suggests (--backend says it)
 
@@ -323,6 +325,8 @@ def _add_check(commands: Any, run: Any) -> None:
     parser.add_argument("--no-batch", dest="batched", action="store_false", help="it takes one matrix at a time")
     parser.add_argument("--max-cond", type=_condition, metavar="K", help="pinv: the largest condition that it claims to cope with")
     parser.add_argument("--square", action="store_true", help="pinv: it takes square matrices only")
+    parser.add_argument("--only", type=_listed, metavar="A,B", help="the laws of these names alone, as the table shows them; default: all")
+    parser.add_argument("--skip", type=_listed, default=(), metavar="A,B", help="leave the laws of these names out; the table names them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a web page in one file")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table: the status says it")
@@ -406,9 +410,14 @@ def _add_export(commands: Any, run: Any) -> None:
     _add_last(parser, run)
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    """Names between commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
 def _dtypes(text: str) -> tuple[str, ...]:
     """Data types between commas, each once."""
-    found = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    found = _listed(text)
     if unknown := [name for name in found if name not in CHECK_DTYPES]:
         message = f"must be among {', '.join(CHECK_DTYPES)}; got {unknown[0]!r}"
         raise argparse.ArgumentTypeError(message)

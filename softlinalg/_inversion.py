@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from softlinalg.errors import (
     RankWarning,
 )
 
-__all__ = ["Attempt", "CertifiedInverse", "CertifiedPinv", "InverseMethod", "Outcome", "Settings", "deliver", "solve"]
+__all__ = ["Attempt", "CertifiedInverse", "CertifiedPinv", "InverseMethod", "Outcome", "Settings", "deliver", "finish", "solve"]
 
 
 class InverseMethod(IntEnum):
@@ -281,6 +281,48 @@ class Rounded(NamedTuple):
     """(N, n, m)."""
     bound: Array
     """(N,) error bound with the last rounding included, in the scale of the value."""
+
+
+_Result = TypeVar("_Result", bound=CertifiedInverse | CertifiedPinv)
+
+
+def finish(
+    kind: type[_Result],
+    outcome: Outcome,
+    exponent: Array,
+    sound: Array | None,
+    batch: tuple[int, ...],
+    dtype: DType,
+    matrix: Array,
+    settings: Settings,
+    *,
+    xp: Namespace,
+) -> _Result:
+    """Undo the scaling, restore shape and type, and warn or raise; `matrix` is what was inverted."""
+    traced = _arrays.is_traced(outcome.value)
+    rounded = round_to(outcome, exponent, dtype, settings=settings, xp=xp)
+    masked, converged, sound = mask_unsound(rounded.value, outcome.converged, sound, settings=settings, xp=xp)
+    infinite = xp.full_like(rounded.bound, float("inf"))
+    fields = {
+        "converged": converged,
+        "steps": outcome.steps,
+        "residual": xp.where(sound, outcome.residual, infinite),
+        "error_bound": xp.where(sound, rounded.bound, infinite),
+        "rank": xp.where(sound, outcome.rank, xp.full_like(outcome.rank, -1)),
+        "method": outcome.method,
+    }
+    is_pinv = "backward_error" in kind._fields
+    if is_pinv:
+        backward = _linalg.scale_by_power_of_two(outcome.backward_error[:, None, None], exponent, xp=xp)[:, 0, 0]
+        fields["backward_error"] = xp.where(sound, backward, infinite)
+    shaped = {name: xp.reshape(field, batch) for name, field in fields.items()}
+    inverse = xp.reshape(masked, (*batch, *masked.shape[1:]))
+    result = kind(value=inverse, **shaped)
+    if not traced:
+        warn_precision(settings.func, matrix, outcome.value, dtype, xp=xp)
+        blanked = ~xp.reshape(sound, batch)  # NaN came in, by leave of check_finite=False; that is no failure
+        deliver(inverse, shaped["converged"] | blanked, info=result, settings=settings, is_pinv=is_pinv)
+    return result
 
 
 def round_to(outcome: Outcome, exponent: Array, dtype: DType, *, settings: Settings, xp: Namespace) -> Rounded:

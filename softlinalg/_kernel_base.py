@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from softlinalg import _arrays, _inputs, _native
+from softlinalg import _arrays, _buffers, _inputs
 from softlinalg._kernel_distances import DifferenceColumns, GaussianColumns, check_points, inverse_scale, mirror
 from softlinalg._kernel_length_scales import checked_length_scale, median_length_scale
 from softlinalg._kernel_products import rows_per_block
@@ -125,21 +125,8 @@ class StationaryKernel:
         return xp.where(vanishing, xp.zeros_like(values), values)
 
     def _finish(self, block: Array, *, xp: Namespace) -> None:
-        """The same in place. Two reductions tell whether anything must be clamped: they cost a tenth of the exponentials."""
-        lowest = _lowest_exponent(block.dtype)
-        if _arrays.is_numpy(block) and _native.clamped_exp_in_place(block, lowest):
-            return
-        smallest, largest = _arrays.to_float(xp.min(block)), _arrays.to_float(xp.max(block))
-        if largest > 0:  # rounding, at points that coincide
-            xp.minimum(block, xp.zeros_like(block[:1, :1]), out=block)
-        if smallest >= lowest:
-            xp.exp(block, out=block)
-            return
-        # exp is up to 170 times slower where its result is subnormal, hence clamped before and zeroed after.
-        floor = xp.full_like(block[:1, :1], lowest)
-        xp.maximum(block, floor, out=block)
-        xp.exp(block, out=block)
-        block *= xp.astype(block > xp.exp(floor), block.dtype)
+        """The same in place."""
+        _buffers.clamped_exp_in_place(block, _lowest_exponent(block.dtype))
 
     def _slopes(self, exponents: Array, *, xp: Namespace) -> Array:
         """Derivative of the value by the exponent."""

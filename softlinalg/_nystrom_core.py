@@ -77,9 +77,9 @@ class Wide:
     """
 
     def __init__(self, like: Array, *, xp: Namespace) -> None:
-        self.on_device = _arrays.has_float64(like, xp=xp)
+        self.on_device: bool = _arrays.has_float64(like, xp=xp)
         self._like, self._xp = like, xp
-        self.xp = xp if self.on_device else _arrays.host_namespace()
+        self.xp: Namespace = xp if self.on_device else _arrays.host_namespace()
         self.dtype: DType = self.xp.float64
 
     def widen(self, a: Array) -> Array:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from softlinalg import _arrays, _inputs, _linalg
+from softlinalg._kernels import Kernel
 from softlinalg._nystrom_core import RowStore, optional_count, row_spans
 from softlinalg._nystrom_fit import Fit, truncation_errors
 from softlinalg._nystrom_operators import linear_operator
@@ -64,17 +65,18 @@ class NystromDecomposition:
     __array_ufunc__ = None  # v @ d with a NumPy array v asks this class
 
     def __init__(self, fitted: Fit, x: Array | None, *, dtype: DType, ridge: float | None, n: int | None = None) -> None:
-        self._map, self._summary, self._features, self.landmarks = fitted
+        self._map, self._summary, self._features, landmarks = fitted
+        self.landmarks: Array = landmarks
         self._x = x
         self._n = int(x.shape[0]) if x is not None else int(n or 0)
         self._dtype = dtype
         self._wide = self._map.wide
         self._xp = self._map.xp
-        self.ridge = ridge
-        self.kernel = self._map.kernel
-        self.trace = self._summary.trace
-        self.trace_error = max(self._summary.trace_error, 0.0)
-        self.trace_error_floor = self._summary.floor
+        self.ridge: float | None = ridge
+        self.kernel: Kernel = self._map.kernel
+        self.trace: float = self._summary.trace
+        self.trace_error: float = max(self._summary.trace_error, 0.0)
+        self.trace_error_floor: float = self._summary.floor
 
     def __repr__(self) -> str:
         return (

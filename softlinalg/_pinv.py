@@ -228,7 +228,7 @@ def _run(
 
     with _arrays.quiet(a):
         outcome = _inversion.solve(flat, order, attempt, certify, select, settings=settings, xp=xp)
-        return _finish(outcome, exponent, sound, batch, dtype, problem, settings, xp=xp)
+        return _inversion.finish(CertifiedPinv, outcome, exponent, sound, batch, dtype, problem.a, settings, xp=xp)
 
 
 def _method_order(func: str, method: str, hermitian: bool) -> tuple[InverseMethod, ...]:
@@ -312,41 +312,6 @@ def _certify(a: Array, tried: Attempt, way: InverseMethod, *, narrow: bool, sett
         converged,
         code,
     )
-
-
-def _finish(
-    outcome: Outcome,
-    exponent: Array,
-    sound: Array | None,
-    batch: tuple[int, ...],
-    dtype: Any,
-    problem: _Problem,
-    settings: Settings,
-    *,
-    xp: Namespace,
-) -> CertifiedPinv:
-    """Undo the scaling, restore shape and type, and warn or raise."""
-    traced = _arrays.is_traced(outcome.value)
-    rounded = _inversion.round_to(outcome, exponent, dtype, settings=settings, xp=xp)
-    value, converged, sound = _inversion.mask_unsound(rounded.value, outcome.converged, sound, settings=settings, xp=xp)
-    infinite = xp.full_like(rounded.bound, float("inf"))
-    backward = _linalg.scale_by_power_of_two(outcome.backward_error[:, None, None], exponent, xp=xp)[:, 0, 0]
-    fields = {
-        "converged": converged,
-        "steps": outcome.steps,
-        "residual": xp.where(sound, outcome.residual, infinite),
-        "error_bound": xp.where(sound, rounded.bound, infinite),
-        "rank": xp.where(sound, outcome.rank, xp.full_like(outcome.rank, -1)),
-        "method": outcome.method,
-        "backward_error": xp.where(sound, backward, infinite),
-    }
-    shaped = {name: xp.reshape(field, batch) for name, field in fields.items()}
-    result = CertifiedPinv(value=xp.reshape(value, (*batch, *value.shape[1:])), **shaped)
-    if not traced:
-        _inversion.warn_precision(settings.func, problem.a, outcome.value, dtype, xp=xp)
-        blanked = ~xp.reshape(sound, batch)  # NaN came in, by leave of check_finite=False; that is no failure
-        _inversion.deliver(result.value, result.converged | blanked, info=result, settings=settings, is_pinv=True)
-    return result
 
 
 def _empty(a: Array, batch: tuple[int, ...], *, xp: Namespace) -> CertifiedPinv:

@@ -14,7 +14,7 @@ from softlinalg._settings import flag
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
 
-__all__ = ["certified_ridge_inverse", "ridge_inverse", "ridge_inverse_jvp", "ridge_inverse_vjp"]
+__all__ = ["certified_ridge_inverse", "inverse_and_evidence", "ridge_inverse", "ridge_inverse_jvp", "ridge_inverse_vjp"]
 
 _METHODS = ("cholesky", "eigh", "chebyshev", "newton")
 _ORDER = {
@@ -202,15 +202,14 @@ def _run(
 
     with _arrays.quiet(a):
         outcome = _inversion.solve(flat, _ORDER[method], attempt, certify, select, settings=settings, xp=xp)
-        return _finish(outcome, exponent, sound, batch, dtype, problem, settings, xp=xp)
+        return _inversion.finish(CertifiedInverse, outcome, exponent, sound, batch, dtype, problem.b, settings, xp=xp)
 
 
 def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Namespace) -> Array | None:
-    """Inverses by Cholesky, a part of the batch at a time that stays in the cache, in the type of the input.
+    """Inverses by `inverse_and_evidence`, in the type of the input.
 
-    By compiled code where that serves, else by LAPACK: then the same arithmetic as the general way, bit for bit, with a third of the
-    memory traffic. None where it does not apply or
-    one member is not certified by theorem C4: the general way then decides for all.
+    By LAPACK that is the arithmetic of the general way, bit for bit, with a third of its memory traffic. None where it does not apply
+    or one member is not certified by theorem C4: the general way then decides for all.
     """
     if flat.shape[0] == 0 or _arrays.is_half(flat.dtype) or not (_arrays.is_cpu(flat) and _arrays.may_reuse_buffers(flat, ridge)):
         return None
@@ -218,11 +217,7 @@ def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Nam
         return None
     host, host_xp = _arrays.host_view(flat, xp=xp)
     host_ridge, _ = _arrays.host_view(ridge, xp=xp)
-    quick = None if _arrays.is_complex(host.dtype) else _native.invert(host, host_ridge)
-    if quick is not None:
-        value, joined = quick[0], _certificates.CholeskyEvidence(*quick[1])
-    else:
-        value, joined = _lapack_in_cache(host, host_ridge, xp=host_xp)
+    value, joined = inverse_and_evidence(host, host_ridge, xp=host_xp)
     with _arrays.quiet(host):
         # Judged once for all: a dozen operations on a few numbers for each part would take as long as a fifth of the inverses.
         certificate = _certificates.judge_cholesky(joined, host.shape[-1], xp=host_xp)
@@ -232,14 +227,20 @@ def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Nam
     return _arrays.from_numpy(value, flat, xp=xp)
 
 
-def _lapack_in_cache(host: Array, ridge: Array, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
-    """Inverses by LAPACK in the type of `host`, and the evidence for their certificates."""
+def inverse_and_evidence(host: Array, ridge: Array, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
+    """(A + ridge I)^-1 of NumPy matrices (N, m, m), in their type, and the evidence for the certificates.
+
+    By compiled code where that serves, else by LAPACK, in parts of the batch that stay in the cache.
+    """
+    quick = None if _arrays.is_complex(host.dtype) else _native.invert(host, ridge)
+    if quick is not None:
+        return quick[0], _certificates.CholeskyEvidence(*quick[1])
     wide = xp.complex128 if _arrays.is_complex(host.dtype) else xp.float64
     value = _arrays.empty_like_shape(host.shape, host, xp=xp)
     step = max(1, 2**16 // host.shape[-1] ** 2)  # 512 KiB of float64
     evidence = []
     with _arrays.quiet(host):
-        for start in range(0, host.shape[0], step):
+        for start in range(0, max(host.shape[0], 1), step):
             part = slice(start, start + step)
             b, _ = _certificates.diagonal_shift(host[part], ridge[part], dtype=wide, xp=xp)
             inverse, _ = _linalg.spd_inverse(b, xp=xp)
@@ -449,39 +450,6 @@ def _lower_norm(x: Array, error: Array, *, xp: Namespace) -> Array:
     longest = xp.sqrt(xp.max(xp.sum(squares, axis=-2), axis=-1)) * (1 - 4 * x.shape[-1] * _arrays.eps(x.dtype))
     lower = longest - error
     return xp.where(lower > 0, lower, xp.full_like(lower, _arrays.tiny(lower.dtype)))
-
-
-def _finish(
-    outcome: Outcome,
-    exponent: Array,
-    sound: Array | None,
-    batch: tuple[int, ...],
-    dtype: Any,
-    problem: _Problem,
-    settings: Settings,
-    *,
-    xp: Namespace,
-) -> CertifiedInverse:
-    """Undo the scaling, restore shape and type, and warn or raise."""
-    traced = _arrays.is_traced(outcome.value)
-    rounded = _inversion.round_to(outcome, exponent, dtype, settings=settings, xp=xp)
-    value, converged, sound = _inversion.mask_unsound(rounded.value, outcome.converged, sound, settings=settings, xp=xp)
-    infinite = xp.full_like(rounded.bound, float("inf"))
-    fields = {
-        "converged": converged,
-        "steps": outcome.steps,
-        "residual": xp.where(sound, outcome.residual, infinite),
-        "error_bound": xp.where(sound, rounded.bound, infinite),
-        "rank": xp.where(sound, outcome.rank, xp.full_like(outcome.rank, -1)),
-        "method": outcome.method,
-    }
-    shaped = {name: xp.reshape(field, batch) for name, field in fields.items()}
-    result = CertifiedInverse(value=xp.reshape(value, (*batch, *value.shape[1:])), **shaped)
-    if not traced:
-        _inversion.warn_precision(settings.func, problem.b, outcome.value, dtype, xp=xp)
-        blanked = ~xp.reshape(sound, batch)  # NaN came in, by leave of check_finite=False; that is no failure
-        _inversion.deliver(result.value, result.converged | blanked, info=result, settings=settings, is_pinv=False)
-    return result
 
 
 # ------------------------------------------------------------------------------------------------ derivatives

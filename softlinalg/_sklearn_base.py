@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import array_api_compat as compat
 import numpy as np
@@ -14,10 +14,11 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from softlinalg import _arrays, _inputs
 from softlinalg._kernel_length_scales import length_scale_from_gamma
-from softlinalg._kernels import Gaussian, Laplacian, Matern
+from softlinalg._kernels import Gaussian, Kernel, Laplacian, Matern
 from softlinalg._landmark_rows import distinct_rows
 from softlinalg._landmarks import select_landmarks
 from softlinalg._nystrom import NystromDecomposition, nystrom
+from softlinalg._nystrom_map import map_of
 from softlinalg._ridge_landmarks import ridge_sample
 from softlinalg._ridge_length_scales import learn_length_scales
 from softlinalg._ridge_sums import checked_weights
@@ -89,6 +90,18 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
 
     Subclasses have the parameters `kernel`, `length_scale`, `landmarks`, `tol` and `random_state`.
     """
+
+    n_features_in_: int
+    kernel_: Kernel
+    error_: float
+
+    if TYPE_CHECKING:  # scikit-learn has no types of its own
+
+        def get_params(self, deep: bool = True) -> dict[str, Any]:
+            """As in scikit-learn."""
+
+        def set_params(self, **params: Any) -> Self:
+            """As in scikit-learn."""
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -172,7 +185,7 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
         store: bool | str = "auto",
         targets: Array | None = None,
     ) -> NystromDecomposition:
-        """The approximation on landmarks chosen from the different rows of positive weight."""
+        """The approximation on landmarks chosen from the different rows of positive weight; its map, kernel and error are kept."""
         func = type(self).__name__
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         scale = self.length_scale if targets is not None and isinstance(self.length_scale, str) else None
@@ -209,7 +222,10 @@ class NystromEstimator(BaseEstimator):  # type: ignore[misc]
                 landmarks = rows
             elif not isinstance(landmarks, str):
                 landmarks = beside(landmarks, X)
-            return nystrom(X, kernel, tol=tol, landmarks=landmarks, rng=seed, store_features=store, check_finite=False)
+            d = nystrom(X, kernel, tol=tol, landmarks=landmarks, rng=seed, store_features=store, check_finite=False)
+        self._map = map_of(d)
+        self.kernel_, self.error_ = d.kernel, d.relative_trace_error
+        return d
 
     @staticmethod
     def _checked_count(count: Any, *, func: str) -> int:

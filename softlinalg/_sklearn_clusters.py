@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from sklearn.base import ClusterMixin
@@ -10,7 +10,6 @@ from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from softlinalg._nystrom_map import map_of
 from softlinalg._sklearn_base import NystromEstimator, from_host, to_host
 from softlinalg._spectral import embed_rows, spectral_embedding
 from softlinalg._typing import Array
@@ -59,6 +58,15 @@ class NystromSpectralClustering(ClusterMixin, NystromEstimator):  # type: ignore
     (1, 2, True)
     """
 
+    labels_: Array
+    eigenvalues_: Array
+    embedding_: Array
+
+    if TYPE_CHECKING:  # scikit-learn has no types of its own
+
+        def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
+            """As in scikit-learn."""
+
     def __init__(
         self,
         n_clusters: int = 8,
@@ -90,8 +98,6 @@ class NystromSpectralClustering(ClusterMixin, NystromEstimator):  # type: ignore
         """
         X, xp = self._validated(X, reset=True, minimum=2)
         d = self._approximated(X, None, self.rank, xp)
-        self._map = map_of(d)
-        self.kernel_, self.error_ = d.kernel, d.relative_trace_error
         count = self._checked_count(self.n_clusters, func=type(self).__name__)
         found = spectral_embedding(d, min(count, d.rank), func=type(self).__name__)
         self._directions = found.directions

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from softlinalg import _inputs
-from softlinalg._nystrom_map import map_of
 from softlinalg._ridge_sums import decomposition_sums, merge_ridge_sums, ridge_sums
 from softlinalg._sklearn_base import NystromEstimator
 from softlinalg._spectral import principal_components
@@ -65,6 +64,17 @@ class NystromFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Nystrom
     ((500, 50), True)
     """
 
+    components_: Array
+    n_features_out_: int
+
+    if TYPE_CHECKING:  # scikit-learn has no types of its own
+
+        def get_feature_names_out(self, input_features: Any = None) -> Any:
+            """As in scikit-learn."""
+
+        def set_output(self, *, transform: str | None = None) -> Self:
+            """As in scikit-learn."""
+
     def __init__(
         self,
         kernel: Any = "gaussian",
@@ -107,8 +117,7 @@ class NystromFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Nystrom
     def _fitted(self, X: Any, *, store: bool) -> Array:
         X, xp = self._validated(X, reset=True)
         d = self._approximated(X, None, self.n_components, xp, gamma=self.gamma, store=store)
-        self._map = map_of(d)
-        self.components_, self.kernel_, self.error_ = d.landmarks, d.kernel, d.relative_trace_error
+        self.components_ = d.landmarks
         self.n_features_out_ = self._n_features_out = d.rank
         return d.features() if store else None
 
@@ -165,6 +174,23 @@ class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstim
     (5, 2)
     """
 
+    components_: Array
+    mean_: Array
+    explained_variance_: Array
+    explained_variance_ratio_: Array
+    landmarks_: Array
+
+    if TYPE_CHECKING:  # scikit-learn has no types of its own
+
+        def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+            """As in scikit-learn."""
+
+        def get_feature_names_out(self, input_features: Any = None) -> Any:
+            """As in scikit-learn."""
+
+        def set_output(self, *, transform: str | None = None) -> Self:
+            """As in scikit-learn."""
+
     def __init__(
         self,
         n_components: int | None = None,
@@ -199,7 +225,8 @@ class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstim
         """
         X, xp = self._validated(X, reset=True, minimum=2)
         d = self._approximated(X, None, self.rank, xp)
-        self._begin(d)
+        self._left_out = d.trace_error / d.shape[0]
+        self.landmarks_ = d.landmarks
         self._finish(decomposition_sums(d, X[:, 0]))
         return self
 
@@ -219,11 +246,6 @@ class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstim
             sums = merge_ridge_sums(sums, ridge_sums(features, X[start:stop, 0]))
         self._finish(sums)
         return self
-
-    def _begin(self, d: Any) -> None:
-        self._map = map_of(d)
-        self._left_out = d.trace_error / d.shape[0]
-        self.landmarks_, self.kernel_, self.error_ = d.landmarks, d.kernel, d.relative_trace_error
 
     def _finish(self, sums: Any) -> None:
         self._sums = sums

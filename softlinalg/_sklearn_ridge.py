@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import array_api_compat as compat
 import numpy as np
@@ -12,9 +12,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from softlinalg import _arrays
-from softlinalg._conjugate_gradients import exact_ridge
+from softlinalg._conjugate_gradients import KernelRidgeSolution, exact_ridge
 from softlinalg._kernels import kernel_matmul
-from softlinalg._nystrom_map import map_of
 from softlinalg._ridge_regression import ridge_model
 from softlinalg._ridge_sums import checked_targets, decomposition_rows, decomposition_sums, merge_ridge_sums, ridge_sums
 from softlinalg._settings import flag
@@ -27,6 +26,12 @@ __all__ = ["NystromRidge", "NystromRidgeClassifier"]
 
 class _RidgeEstimator(NystromEstimator):
     """Fitting and prediction of both estimators, for a matrix of targets."""
+
+    landmarks_: Array
+    ridges_: Array
+    scores_: Array
+    dual_coef_: Array
+    solutions_: list[KernelRidgeSolution]
 
     _ridge_per_target = True
 
@@ -63,8 +68,7 @@ class _RidgeEstimator(NystromEstimator):
         for name in ("fit_intercept", "exact", "progress"):
             flag(getattr(self, name), func=func, name=name)
         d = self._approximated(X, weights, self.rank, xp, targets=targets)
-        self._map = map_of(d)
-        self.landmarks_, self.kernel_, self.error_ = d.landmarks, d.kernel, d.relative_trace_error
+        self.landmarks_ = d.landmarks
         sums = decomposition_sums(d, targets, weights, rows=count, func=func)
         rows = decomposition_rows(d, targets, weights) if self._leaves_one_out() else None
         self._solve(sums, rows)
@@ -202,6 +206,17 @@ class NystromRidge(MultiOutputMixin, RegressorMixin, _RidgeEstimator):  # type: 
     (True, True, True)
     """
 
+    ridge_: float | Array
+    coef_: Array
+    intercept_: float | Array
+    noise_variance_: float | Array
+    degrees_of_freedom_: float | Array
+
+    if TYPE_CHECKING:  # scikit-learn has no types of its own
+
+        def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+            """As in scikit-learn."""
+
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Choose landmarks and the ridge, and solve.
 
@@ -313,6 +328,14 @@ class NystromRidgeClassifier(ClassifierMixin, _RidgeEstimator):  # type: ignore[
     >>> NystromRidgeClassifier(rank=50, length_scale=0.5, random_state=0).fit(x, y).score(x, y) > 0.99
     True
     """
+
+    classes_: Array
+    ridge_: float
+
+    if TYPE_CHECKING:  # scikit-learn has no types of its own
+
+        def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+            """As in scikit-learn."""
 
     _ridge_per_target = False
 

@@ -153,24 +153,27 @@ class ArrayRows:
         return np.concatenate([part for part, _ in parts]), y
 
     def _some(self, indices: Host) -> Block:
-        x = np.array(as_host(_rows(self._x, indices), func=self._func, name="source"), dtype=self.dtype)
-        _give_back(self._x, int(indices[0]), int(indices[-1]) + 1)
+        first, last = int(indices[0]), int(indices[-1]) + 1
+        x = self._read(self._x, lambda a: _rows(a, indices), first, last, self.dtype, "source")
         _check_rows("source", x, indices, func=self._func)
         if self._y is None:
             return x, None
-        y = np.array(as_host(_rows(self._y, indices), func=self._func, name="targets"), dtype=np.float64).reshape(len(indices), -1)
-        _give_back(self._y, int(indices[0]), int(indices[-1]) + 1)
+        y = self._read(self._y, lambda a: _rows(a, indices), first, last, np.float64, "targets")
         _check_targets(y, indices, func=self._func)
         return x, y
 
     def _copy(self, a: Any, first: int, last: int, dtype: Any, name: str) -> Host:
+        return self._read(a, lambda rows: _slice(rows, first, last), first, last, dtype, name)
+
+    def _read(self, a: Any, part: Callable[[Any], Any], first: int, last: int, dtype: Any, name: str) -> Host:
+        """A copy of a part of the rows from `first` to before `last`, as a matrix."""
         try:
-            values = np.array(as_host(_slice(a, first, last), func=self._func, name=name), dtype=dtype)
+            values = np.array(as_host(part(a), func=self._func, name=name), dtype=dtype)
         except OSError as error:
             message = f"{self._func}: {name} must be readable; got {error} at rows {first} to {last - 1}. Repair the file."
             raise InputError(message) from error
         _give_back(a, first, last)
-        return values.reshape(last - first, -1)
+        return values.reshape(len(values), -1)
 
 
 def _rows(a: Any, indices: Host) -> Any:

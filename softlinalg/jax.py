@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from softlinalg import _arrays, _attention, _inputs, _linalg, _pinv
 from softlinalg._typing import Array
@@ -51,14 +52,14 @@ def _pinv_slope(settings: _Settings, primals: tuple[Array], tangents: tuple[Arra
 
 
 def pinv(
-    a: Array,
+    a: ArrayLike,
     *,
     rtol: float | None = None,
     tol: float | None = None,
     hermitian: bool = False,
     method: str = "auto",
     on_failure: str = "fallback",
-) -> Array:
+) -> jax.Array:
     r"""Certified pseudo-inverse with its analytic derivative.
 
     Parameters
@@ -97,7 +98,8 @@ def pinv(
     >>> [float(entry) for entry in gradient[:, 0]]
     [-0.25, 0.0]
     """
-    return _pinv_value(jnp.asarray(a), _settings(rtol=rtol, tol=tol, hermitian=hermitian, method=method, on_failure=on_failure))
+    value: jax.Array = _pinv_value(jnp.asarray(a), _settings(rtol=rtol, tol=tol, hermitian=hermitian, method=method, on_failure=on_failure))
+    return value
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -114,7 +116,9 @@ def _ridge_inverse_slope(settings: _Settings, primals: tuple[Array, Array], tang
     return value, _pinv.ridge_inverse_jvp(value, hermitian, jnp.broadcast_to(by_ridge, value.shape[:-2]))
 
 
-def ridge_inverse(a: Array, ridge: float | Array, *, tol: float | None = None, method: str = "auto", on_failure: str = "fallback") -> Array:
+def ridge_inverse(
+    a: ArrayLike, ridge: float | jax.Array, *, tol: float | None = None, method: str = "auto", on_failure: str = "fallback"
+) -> jax.Array:
     r"""Certified inverse of A + ridge I with its analytic derivatives, by A and by the ridge.
 
     Parameters
@@ -153,26 +157,27 @@ def ridge_inverse(a: Array, ridge: float | Array, *, tol: float | None = None, m
         ridge = _inputs.real_scalar(ridge, func="ridge_inverse", name="ridge", strict=False)
     real = _arrays.real_dtype(a.dtype, xp=jnp) if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.result_type(float)
     settings = _settings(tol=tol, method=method, on_failure=on_failure)
-    return _ridge_inverse_value(a, jnp.asarray(ridge, dtype=real), settings)
+    value: jax.Array = _ridge_inverse_value(a, jnp.asarray(ridge, dtype=real), settings)
+    return value
 
 
 # ----------------------------------------------------------------------------------------------- attention
 def soft_attention(
-    q: Array,
-    v: Array,
-    landmarks: Array,
+    q: ArrayLike,
+    v: ArrayLike,
+    landmarks: ArrayLike,
     *,
-    k: Array | None = None,
+    k: ArrayLike | None = None,
     ridge: float | None = None,
     inverse: str = "certified",
     normalization: str | None = None,
-    key_padding_mask: Array | None = None,
+    key_padding_mask: ArrayLike | None = None,
     steps: int = 20,
     tol: float | None = None,
     published_alpha: str = "matrix",
     length_scale: float | None = None,
     check_finite: bool = True,
-) -> Array:
+) -> jax.Array:
     r"""Softmax-free attention C (W + ridge I)^-1 (E^T v), to be differentiated, mapped and compiled.
 
     Parameters
@@ -228,4 +233,5 @@ def soft_attention(
         x = _attention.normalized(x, w, xp=jnp)
     k = None if k is None else k.astype(work)
     out = _attention.composite(q, k, v, landmarks, key_padding_mask, x, length_scale=scale, normalization=normalization, xp=jnp)
-    return out.astype(dtype)
+    result: jax.Array = out.astype(dtype)
+    return result

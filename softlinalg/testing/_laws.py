@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from softlinalg import _arrays
+from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
 from softlinalg.testing import _layouts
 from softlinalg.testing._report import Example, PropertyResult, Report, machine, versions
@@ -330,6 +331,32 @@ def measure(law: Law[C], trial: Any) -> tuple[float, str, str | None]:
     return (math.inf if math.isnan(ratio) else ratio), "", None
 
 
+def chosen(laws: Sequence[Law[C]], *, only: Sequence[str] | None, skip: Sequence[str]) -> tuple[list[Law[C]], tuple[str, ...]]:
+    """The laws to measure, and the names of the others; a single name may stand for a sequence of one.
+
+    Raises
+    ------
+    ParameterError
+    """
+    names = [law.name for law in laws]
+    wanted, unwanted = _names("only", only, names), _names("skip", skip, names)
+    held = [law for law in laws if (only is None or law.name in wanted) and law.name not in unwanted]
+    if not held:
+        message = f"suite: only and skip must leave a law; got none left. There are {', '.join(names)}."
+        raise ParameterError(message)
+    return held, tuple(name for name in names if name not in {law.name for law in held})
+
+
+def _names(setting: str, value: Any, known: Sequence[str]) -> tuple[str, ...]:
+    """A setting that names laws."""
+    names = (value,) if isinstance(value, str) else value if isinstance(value, Sequence) else () if value is None else (value,)
+    for name in names:
+        if not is_one_of(name, known):
+            message = f"suite: {setting} must name laws of the suite; got {shown(name)}. There are {', '.join(known)}."
+            raise ParameterError(message)
+    return tuple(names)
+
+
 def run(
     subject: Subject,
     cases: Sequence[C],
@@ -338,9 +365,11 @@ def run(
     kind: str,
     profile: str,
     make_trial: Callable[[Subject, C], Any],
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
     progress: bool = False,
 ) -> Report:
-    """Measure every law on every case.
+    """Measure laws on every case.
 
     Parameters
     ----------
@@ -352,13 +381,24 @@ def run(
         For the report.
     make_trial : callable
         Makes a Trial of the subject and a case.
+    only : sequence of str, optional
+        Names of the laws to measure. Default: all.
+    skip : sequence of str
+        Names of laws to leave out; the report says which.
     progress : bool
         Show a bar.
 
     Returns
     -------
     Report
+
+    Raises
+    ------
+    ParameterError
+        A name of no law, or no law left.
     """
+    places = {law.name: place for place, law in enumerate(laws)}  # of the whole suite: what is left out changes no other law's cases
+    laws, left_out = chosen(laws, only=only, skip=skip)
     start = time.perf_counter()
     tallies = {law.name: _Tally(law) for law in laws}
     groups: dict[str, list[int]] = {}
@@ -367,8 +407,8 @@ def run(
         for i, case in enumerate(_bar(cases, subject, progress=progress)):
             trial = make_trial(subject, case)
             failed = False
-            for k, law in enumerate(laws):
-                if (i + k) % law.share == 0 and law.applies(trial):
+            for law in laws:
+                if (i + places[law.name]) % law.share == 0 and law.applies(trial):
                     failed |= tallies[law.name].add(case, *measure(law, trial))
             count = groups.setdefault(case.group, [0, 0])
             count[0] += failed
@@ -386,6 +426,7 @@ def run(
         failed_cases=failed_cases,
         seconds=time.perf_counter() - start,
         properties=results,
+        skipped=left_out,
         versions=versions("numpy", *({BACKENDS[subject.backend]} - {"numpy"}), *_distribution(subject)),
         groups={name: (failed, total) for name, (failed, total) in groups.items()},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -24,7 +24,7 @@ NAMESPACES = {
 }
 """Array libraries by name, and the module with their functions."""
 
-LAYOUTS = {
+LAYOUTS: dict[str, tuple[str, ...]] = {
     "C": ("numpy", "array_api_strict", "torch", "jax", "cupy"),
     "F": ("numpy", "torch", "cupy"),
     "strided": ("numpy", "torch", "cupy"),

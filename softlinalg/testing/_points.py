@@ -15,7 +15,7 @@ from softlinalg._typing import Array
 from softlinalg.errors import ParameterError
 from softlinalg.testing import _layouts
 from softlinalg.testing._builder_settings import LARGEST, REAL_TYPES, check_settings, choice
-from softlinalg.testing._cases import Case, call_line, case_of, exponent_range, unit
+from softlinalg.testing._cases import Case, call_line, case_of, unit
 
 __all__ = ["POINT_KINDS", "AttentionCase", "PointCase", "build_attention", "build_gram", "build_points", "gaussian_values"]
 
@@ -376,10 +376,3 @@ def build_attention(
         code=code,
         extra={"layout": layout, "xp": name, "magnitude": magnitude, "kind": kind},
     )
-
-
-def safe_scales(dtype: str, *, margin: int = 8) -> tuple[int, int]:
-    """Exponents e between which 2**e times numbers near one, and their inverses, stay normal."""
-    low, high = exponent_range(dtype)
-    bound = min(-low, high) - margin
-    return -bound, bound

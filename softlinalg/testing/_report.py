@@ -85,6 +85,8 @@ class Report:
         Inputs on which at least one property failed.
     seconds : float
     properties : tuple of PropertyResult
+    skipped : tuple of str
+        Laws of the suite that were left out on request: nothing is known of them.
     versions : mapping of str to str
         Of Python and of the libraries concerned.
     groups : mapping of str to (int, int)
@@ -111,6 +113,7 @@ class Report:
     failed_cases: int
     seconds: float
     properties: tuple[PropertyResult, ...]
+    skipped: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     date: str = ""
@@ -283,7 +286,11 @@ def _failure_lines(result: PropertyResult, first: dict[tuple[str, str], str]) ->
     return lines
 
 
-_HINTS = {"batch": "a function that takes one matrix at a time is measured with batched=False, of the command --no-batch"}
+_HINTS = {
+    "batch": "a function that takes one matrix at a time is measured with batched=False, of the command --no-batch",
+    "nan": 'a function that promises nothing about NaN leaves the law out with skip="nan", of the command --skip nan',
+    "infinity": 'a function that promises nothing about infinity leaves the law out with skip="infinity", of the command --skip infinity',
+}
 """What to do about a law that a function may have good reason not to obey."""
 
 
@@ -313,11 +320,13 @@ def _first(items: Iterable[tuple[str, int]], count: int) -> list[tuple[str, int]
 
 def _verdict(report: Report) -> str:
     groups = ", ".join(f"{name} {share(failed, cases)}" for name, (failed, cases) in report.groups.items() if cases)
+    left_out = f"; left out on request: {', '.join(report.skipped)}" if report.skipped else ""
     if report.passed:
-        return f"passed: {len([r for r in report.properties if r.cases])} properties on {report.cases:,} cases in {report.seconds:.1f} s"
+        count = len([result for result in report.properties if result.cases])
+        return f"passed: {count} properties on {report.cases:,} cases in {report.seconds:.1f} s{left_out}"
     return (
         f"FAILED: {len(report.failures)} properties; {report.failed_cases:,} of {report.cases:,} cases "
-        f"({share(report.failed_cases, report.cases)}) in {report.seconds:.1f} s" + (f"; by group: {groups}" if groups else "")
+        f"({share(report.failed_cases, report.cases)}) in {report.seconds:.1f} s" + (f"; by group: {groups}" if groups else "") + left_out
     )
 
 
@@ -355,6 +364,7 @@ def _report_fields(report: Report) -> dict[str, Any]:
     fields = {name: getattr(report, name) for name in _REPORT_FIELDS}
     return {
         **fields,
+        "skipped": list(report.skipped),
         "passed": report.passed,
         "seconds": round(report.seconds, 3),
         "versions": dict(report.versions),
@@ -408,6 +418,7 @@ def from_json(text: str) -> list[Report]:
 def _report(fields: Mapping[str, Any]) -> Report:
     return Report(
         **{name: fields[name] for name in _REPORT_FIELDS},
+        skipped=tuple(fields.get("skipped", ())),
         seconds=float(fields["seconds"]),
         versions=dict(fields["versions"]),
         date=str(fields.get("date", "")),

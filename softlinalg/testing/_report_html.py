@@ -129,7 +129,8 @@ def _introduction(reports: Sequence[Report]) -> str:
     grade = "as accurately as a decomposition (grade S)" if first.grade == "S" else "as accurately as an iteration by products (grade N)"
     failed = sum(not report.passed for report in reports)
     if failed == 0:
-        verdict = "<span class='good'>It does, in every case.</span>"
+        left_out = any(report.skipped for report in reports)
+        verdict = f"<span class='good'>It does, in every case{', by the laws that were not left out' if left_out else ''}.</span>"
     else:
         verdict = (
             "<span class='bad'>It does not.</span>"
@@ -169,6 +170,8 @@ def _section(report: Report) -> str:
     examples = "".join(_failure(result) for result in report.failures)
     skipped = [result.name for result in report.properties if not result.cases]
     note = f"<p class='note'>Not asked of any case: {_text(', '.join(skipped))}.</p>" if skipped else ""
+    if report.skipped:
+        note += f"<p class='note'>Left out on request: {_text(', '.join(report.skipped))}.</p>"
     return f"""<section>
 <h2>{_text(report.dtype)}: {len(measured) - len(report.failures)} of {len(measured)} properties hold</h2>
 <div class="scroll"><table><thead><tr><th>property</th><th></th><th class="number">cases</th><th class="number">failures</th>

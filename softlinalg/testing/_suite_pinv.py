@@ -267,10 +267,6 @@ def _is_zero(trial: PinvTrial) -> bool:
     return trial.known.rank == 0
 
 
-def _is_nonzero(trial: PinvTrial) -> bool:
-    return trial.known.rank > 0
-
-
 def _is_mild(trial: PinvTrial) -> bool:
     """Whether a second pseudo-inverse still has digits, and the same rank."""
     return trial.known.rank > 0 and trial.unit * trial.known.kappa < 1e-2 and abs(getattr(trial.case, "log2_scale", 0)) < 100

@@ -81,7 +81,8 @@ def conforms(
     dtypes : sequence of str, default ("float32", "float64")
         One test for each.
     **settings
-        Those of the suite in `softlinalg.testing.suites`: `grade`, `backend`, `profile` ("smoke" by default), ...
+        Those of the suite in `softlinalg.testing.suites`: `grade`, `backend`, `profile` ("smoke" by default), `skip` (names of laws
+        to leave out), ...
 
     Returns
     -------

@@ -37,9 +37,9 @@ from softlinalg.testing._points import (
 try:
     from hypothesis import event
     from hypothesis import strategies as st
-except ImportError as error:  # pragma: no cover - exercised in a subprocess
-    message = 'softlinalg.testing.strategies needs hypothesis, which is not installed. Run: pip install "softlinalg[testing]".'
-    raise ImportError(message) from error
+except ImportError as _error:  # pragma: no cover - exercised in a subprocess
+    _message = 'softlinalg.testing.strategies needs hypothesis, which is not installed. Run: pip install "softlinalg[testing]".'
+    raise ImportError(_message) from _error
 
 from softlinalg.testing._strategies_matrices import (
     batched,

@@ -12,7 +12,7 @@ smallest failing example and a line that builds it again: ``print(report)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from softlinalg.errors import ParameterError
@@ -49,6 +49,8 @@ def pinv(
     square: bool = False,
     max_cond: float | None = None,
     cases: int | None = None,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
     target: str | None = None,
     progress: bool = False,
 ) -> Report:
@@ -79,6 +81,10 @@ def pinv(
         Largest condition that it claims to cope with, instead of that of the grade.
     cases : int, optional
         Number of matrices, instead of that of the profile.
+    only : sequence of str, optional
+        Names of the laws to hold it to, as reports show them. Default: all of the suite.
+    skip : sequence of str
+        Names of laws to leave out. `Report.skipped` and everything that a report prints name the laws that were left out either way.
     target : str, optional
         How the report calls it.
     progress : bool, default False
@@ -91,7 +97,7 @@ def pinv(
     Raises
     ------
     ParameterError
-        A setting outside its choices, or a backend that is not installed.
+        A setting outside its choices, a name of no law, or a backend that is not installed.
 
     Notes
     -----
@@ -106,6 +112,9 @@ def pinv(
     >>> import scipy.linalg
     >>> suites.pinv(scipy.linalg.pinv, batched=False, profile="smoke", cases=5).kind
     'pinv'
+    >>> report = suites.pinv(lambda a: np.linalg.pinv(a, rtol=None), profile="smoke", cases=20, skip=("infinity",))
+    >>> report.passed, report.skipped                                     # of infinity it makes numbers
+    (True, ('infinity',))
     """
     subject = Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype, grade=grade)
     count, large = _count("pinv", profile, cases), profile == "deep"
@@ -114,7 +123,9 @@ def pinv(
     if square:
         drawn = [case for case in drawn if case.case.shape[0] == case.case.shape[1]]
     laws = _suite_pinv.laws(grade=grade, bitwise=bitwise, batched=batched, square=square)
-    return run(subject, drawn, laws, kind="pinv", profile=profile, make_trial=_suite_pinv.PinvTrial, progress=progress)
+    return run(
+        subject, drawn, laws, kind="pinv", profile=profile, make_trial=_suite_pinv.PinvTrial, only=only, skip=skip, progress=progress
+    )
 
 
 def kernel(
@@ -127,6 +138,8 @@ def kernel(
     bitwise: bool = False,
     batched: bool = True,
     cases: int | None = None,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
     target: str | None = None,
     progress: bool = False,
 ) -> Report:
@@ -138,7 +151,7 @@ def kernel(
         Takes points (..., n, d), perhaps others (..., m, d), and a length scale; returns the kernel matrix (..., n, m). Without `y` it
         is that of the points with themselves.
     dtype : {"float32", "float64"}
-    backend, profile, cases, target, progress
+    backend, profile, cases, only, skip, target, progress
         As in `pinv`.
     grade : {"S", "N"}
         "S": as accurate as differences of the points. "N": as accurate as matrix products of centered points, which lose digits on points
@@ -168,7 +181,9 @@ def kernel(
     subject = _real(Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype, grade=grade))
     drawn = _suite_kernel.points(_count("kernel", profile, cases), dtype=dtype, large=profile == "deep")
     laws = _suite_kernel.laws(grade=grade, bitwise=bitwise, batched=batched)
-    return run(subject, drawn, laws, kind="kernel", profile=profile, make_trial=_suite_kernel.KernelTrial, progress=progress)
+    return run(
+        subject, drawn, laws, kind="kernel", profile=profile, make_trial=_suite_kernel.KernelTrial, only=only, skip=skip, progress=progress
+    )
 
 
 def nystrom(
@@ -178,6 +193,8 @@ def nystrom(
     backend: str = "numpy",
     profile: str = "ci",
     cases: int | None = None,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
     target: str | None = None,
     progress: bool = False,
 ) -> Report:
@@ -190,7 +207,7 @@ def nystrom(
         module) and landmarks (m, d); returns a factor F (n, r) with F F^T the approximation, or an object with `landmarks` and
         `to_dense()` such as `softlinalg.nystrom` returns.
     dtype : {"float32", "float64"}
-    backend, profile, cases, target, progress
+    backend, profile, cases, only, skip, target, progress
         As in `pinv`.
 
     Returns
@@ -220,7 +237,9 @@ def nystrom(
     subject = _real(Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype))
     drawn = _suite_nystrom.low_rank_cases(_count("nystrom", profile, cases), dtype=dtype, large=profile == "deep")
     make = _suite_nystrom.NystromTrial
-    return run(subject, drawn, _suite_nystrom.laws(), kind="nystrom", profile=profile, make_trial=make, progress=progress)
+    return run(
+        subject, drawn, _suite_nystrom.laws(), kind="nystrom", profile=profile, make_trial=make, only=only, skip=skip, progress=progress
+    )
 
 
 def attention(
@@ -232,6 +251,8 @@ def attention(
     bitwise: bool = False,
     batched: bool = True,
     cases: int | None = None,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
     target: str | None = None,
     progress: bool = False,
 ) -> Report:
@@ -243,7 +264,7 @@ def attention(
         Takes queries (..., n, d), which are the keys as well, values (..., n, e) and landmarks (..., m, d); returns (..., n, e).
         C = k(q, L) and W = k(L, L) are Gaussian kernels of the length scale d^(1/4).
     dtype : {"float32", "float64"}
-    backend, profile, cases, target, progress
+    backend, profile, cases, only, skip, target, progress
         As in `pinv`.
     bitwise : bool, default False
         Hold it to more: the neighbours in a batch do not change a bit.
@@ -270,7 +291,17 @@ def attention(
     subject = _real(Subject(function=function, target=target or name_of(function), backend=backend, dtype=dtype))
     drawn = _suite_attention.attention_cases(_count("attention", profile, cases), dtype=dtype, large=profile == "deep")
     laws = _suite_attention.laws(bitwise=bitwise, batched=batched)
-    return run(subject, drawn, laws, kind="attention", profile=profile, make_trial=_suite_attention.AttentionTrial, progress=progress)
+    return run(
+        subject,
+        drawn,
+        laws,
+        kind="attention",
+        profile=profile,
+        make_trial=_suite_attention.AttentionTrial,
+        only=only,
+        skip=skip,
+        progress=progress,
+    )
 
 
 _SUITES: dict[str, Callable[..., Report]] = {"pinv": pinv, "kernel": kernel, "nystrom": nystrom, "attention": attention}

@@ -153,10 +153,11 @@ class SoftAttention(nn.Module):
         if full_kernel_below and normalization == "published":
             message = f"{func}: full_kernel_below must be 0 with normalization='published', which needs landmarks; got {full_kernel_below}."
             raise ParameterError(f"{message} Use 'symmetric'.")
-        self.dim, self.num_heads = dim, num_heads
-        self.W_q = nn.Linear(dim, dim, bias=bias)
-        self.W_v = nn.Linear(dim, dim, bias=bias)
-        self.attn = LandmarkAttention(
+        self.dim: int = dim
+        self.num_heads: int = num_heads
+        self.W_q: nn.Linear = nn.Linear(dim, dim, bias=bias)
+        self.W_v: nn.Linear = nn.Linear(dim, dim, bias=bias)
+        self.attn: LandmarkAttention = LandmarkAttention(
             dim // num_heads,
             num_heads,
             choice,
@@ -167,7 +168,7 @@ class SoftAttention(nn.Module):
             grid_dims=grid_dims,
             full_kernel_below=full_kernel_below,
         )
-        self.ff = nn.Linear(dim, dim, bias=bias)
+        self.ff: nn.Linear = nn.Linear(dim, dim, bias=bias)
         for module in (self.W_q, self.W_v, self.ff):
             initialize(module)
 
@@ -302,7 +303,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        self.rate = float(rate)
+        self.rate: float = float(rate)
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
@@ -367,16 +368,16 @@ class SoftBlock(nn.Module):
             message = "SoftBlock: drop_path must lie in [0, 1); got 1.0. The published recipe has 0.1."
             raise ParameterError(message)
         self.pre_norm = pre_norm
-        self.mha = SoftAttention(dim, num_heads, ratio=ratio, depthwise=depthwise, grid_dims=grid_dims, **attention)
+        self.mha: SoftAttention = SoftAttention(dim, num_heads, ratio=ratio, depthwise=depthwise, grid_dims=grid_dims, **attention)
         hidden = int(_inputs.real_scalar(mlp_ratio, func="SoftBlock", name="mlp_ratio", maximum=1e6) * dim)
         if hidden < 1:
             message = f"SoftBlock: mlp_ratio must be at least 1 / dim; got {float(mlp_ratio):.3g}. The default is 4."
             raise ParameterError(message)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.ff1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU(approximate="tanh")
-        self.ff2 = nn.Linear(hidden, dim)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.norm1: nn.LayerNorm = nn.LayerNorm(dim, eps=1e-5)
+        self.ff1: nn.Linear = nn.Linear(dim, hidden)
+        self.act: nn.GELU = nn.GELU(approximate="tanh")
+        self.ff2: nn.Linear = nn.Linear(hidden, dim)
+        self.norm2: nn.LayerNorm = nn.LayerNorm(dim, eps=1e-5)
         self.drop: nn.Module = DropPath(drop_path) if stochastic_depth == "sample" else nn.Dropout(drop_path)
         for module in (self.ff1, self.ff2):
             initialize(module)

@@ -53,6 +53,8 @@ class BackboneOptions(AttentionOptions, total=False):
 
 
 class _Sizes(TypedDict):
+    """Of the stages of a named model."""
+
     dims: tuple[int, int, int, int]
     heads: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
@@ -66,7 +68,7 @@ class PatchEmbedding(nn.Module):
         layers: list[nn.Module] = []
         for before, after, stride in zip(channels[:-1], channels[1:], strides, strict=True):
             layers += [nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-        self.proj = nn.Sequential(*layers)
+        self.proj: nn.Sequential = nn.Sequential(*layers)
         for module in self.proj:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -86,9 +88,9 @@ class SoftmaxAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q: nn.Linear = nn.Linear(dim, dim)
+        self.kv: nn.Linear = nn.Linear(dim, 2 * dim)
+        self.proj: nn.Linear = nn.Linear(dim, dim)
         for module in (self.q, self.kv, self.proj):
             initialize(module)
 
@@ -108,11 +110,11 @@ class SoftmaxBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
         super().__init__()
         hidden = int(mlp_ratio * dim)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = SoftmaxAttention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, dim)})
-        self.drop = DropPath(drop_path)
+        self.norm1: nn.LayerNorm = nn.LayerNorm(dim, eps=1e-6)
+        self.attn: SoftmaxAttention = SoftmaxAttention(dim, num_heads)
+        self.norm2: nn.LayerNorm = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp: nn.ModuleDict = nn.ModuleDict({"fc1": nn.Linear(dim, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, dim)})
+        self.drop: DropPath = DropPath(drop_path)
         for module in self.mlp.values():
             initialize(module)
 
@@ -215,8 +217,10 @@ class SoftBackbone(nn.Module):
         if in_chans < 1 or len(size) != 2 or min(size) < 1:
             message = f"SoftBackbone: in_chans and img_size must be positive; got {in_chans} and {size}. The defaults are 3 and 224."
             raise ParameterError(message)
-        self.dims, self.depths, self.in_chans = tuple(dims), tuple(depths), in_chans
-        self.grad_checkpointing = grad_checkpointing
+        self.dims: tuple[int, ...] = tuple(dims)
+        self.depths: tuple[int, ...] = tuple(depths)
+        self.in_chans: int = in_chans
+        self.grad_checkpointing: bool = grad_checkpointing
         self.published = attention.get("published", False)
         self.base_grids: list[tuple[int, int]] = []
         for stage, width in enumerate(dims, start=1):
@@ -224,7 +228,7 @@ class SoftBackbone(nn.Module):
             grid = (-(-size[0] // stride), -(-size[1] // stride))  # rounded up, as the strided convolutions do
             self.base_grids.append(grid)
             self.register_parameter(f"pos_embed{stage}", nn.Parameter(torch.zeros(1, grid[0] * grid[1] + (stage == 4), width)))
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dims[3]))
+        self.cls_token: nn.Parameter = nn.Parameter(torch.zeros(1, 1, dims[3]))
         for stage in range(1, 5):
             first = [in_chans, 32, 32, dims[0]]
             embedding = PatchEmbedding(first, (2, 1, 2)) if stage == 1 else PatchEmbedding(dims[stage - 2 : stage], (2,))
@@ -242,8 +246,8 @@ class SoftBackbone(nn.Module):
                 block = SoftBlock(width, count, mlp_ratio=mlp_ratio, drop_path=rate, **options)
                 blocks.append(nn.ModuleDict({"att": block}))
             self.add_module(f"block{stage}", blocks)
-        self.norm = nn.LayerNorm(dims[3], eps=1e-6)
-        self.head_drop = nn.Dropout(drop)
+        self.norm: nn.Module = nn.LayerNorm(dims[3], eps=1e-6)
+        self.head_drop: nn.Dropout = nn.Dropout(drop)
         self.reset_classifier(num_classes, global_pool)
         for name, parameter in self.named_parameters(recurse=False):
             if name.startswith("pos_embed") or name == "cls_token":
@@ -254,7 +258,7 @@ class SoftBackbone(nn.Module):
         """Width of the features that the classifier sees."""
         return self.dims[3]
 
-    feature_strides = (4, 8, 16, 32)
+    feature_strides: tuple[int, ...] = (4, 8, 16, 32)
     """How many times smaller than the image the maps of `features` are."""
 
     def extra_repr(self) -> str:

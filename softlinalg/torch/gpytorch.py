@@ -120,7 +120,7 @@ class NystromKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
             )
             raise ShapeError(message)
         self.base_kernel = base_kernel
-        self.ridge = _inputs.real_scalar(ridge, func="NystromKernel", name="ridge", strict=False)
+        self.ridge: float = _inputs.real_scalar(ridge, func="NystromKernel", name="ridge", strict=False)
         if learn_landmarks:
             self.register_parameter("landmarks", torch.nn.Parameter(landmarks.detach().clone()))
         else:

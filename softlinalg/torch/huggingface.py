@@ -7,9 +7,9 @@ from __future__ import annotations
 
 try:
     import transformers  # noqa: F401
-except ImportError as error:
-    message = 'softlinalg.torch.huggingface: transformers is needed; it is not installed. Run pip install "softlinalg[hf]".'
-    raise ImportError(message) from error
+except ImportError as _error:
+    _message = 'softlinalg.torch.huggingface: transformers is needed; it is not installed. Run pip install "softlinalg[hf]".'
+    raise ImportError(_message) from _error
 
 from softlinalg.torch.huggingface_attention import register
 from softlinalg.torch.huggingface_convert import ConversionReport, convert

@@ -60,9 +60,9 @@ class SoftConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.hidden_size = self.dims[-1]
-        self.hidden_sizes = list(self.dims)  # where heads of transformers look for the widths
-        self.stage_names = [f"stage{stage}" for stage in range(1, len(self.dims) + 1)]
+        self.hidden_size: int = self.dims[-1]
+        self.hidden_sizes: list[int] = list(self.dims)  # where heads of transformers look for the widths
+        self.stage_names: list[str] = [f"stage{stage}" for stage in range(1, len(self.dims) + 1)]
         self.set_output_features_output_indices(out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None))
         super().__post_init__(**kwargs)
 
@@ -89,10 +89,10 @@ def _network(config: SoftConfig, num_classes: int) -> backbones.SoftBackbone:
 class SoftPreTrainedModel(PreTrainedModel):
     """What the models share: the network is `self.soft`, with the names of the published weights."""
 
-    config_class = SoftConfig
+    config_class: ClassVar[type[SoftConfig]] = SoftConfig
     base_model_prefix = "soft"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: ClassVar[str | list[str]] = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["SoftBlock", "SoftmaxBlock"]
     _can_compile_fullgraph = True
@@ -141,7 +141,7 @@ class SoftModel(SoftPreTrainedModel):
 
     def __init__(self, config: SoftConfig) -> None:
         super().__init__(config)
-        self.soft = _network(config, 0)
+        self.soft: backbones.SoftBackbone = _network(config, 0)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, return_dict: bool | None = None, **kwargs: Any) -> Any:
@@ -160,9 +160,9 @@ class SoftBackbone(BackboneMixin, SoftPreTrainedModel):
 
     def __init__(self, config: SoftConfig) -> None:
         super().__init__(config)
-        self.num_features = list(config.dims)
-        self.soft = _network(config, 0)
-        self.soft.norm = nn.Identity()  # type: ignore[assignment]  # maps are not normalized
+        self.num_features: list[int] = list(config.dims)
+        self.soft: backbones.SoftBackbone = _network(config, 0)
+        self.soft.norm = nn.Identity()  # maps are not normalized
         self.post_init()
 
     def forward(
@@ -186,8 +186,8 @@ class SoftForImageClassification(SoftPreTrainedModel):
         if config.global_pool == "none":
             message = "SoftForImageClassification: global_pool must leave one vector for each image; got 'none'. Use 'token' or 'avg'."
             raise ParameterError(message)
-        self.num_labels = config.num_labels
-        self.soft = _network(config, config.num_labels)
+        self.num_labels: int = config.num_labels
+        self.soft: backbones.SoftBackbone = _network(config, config.num_labels)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any) -> Any:

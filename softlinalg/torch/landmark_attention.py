@@ -132,17 +132,21 @@ class LandmarkAttention(nn.Module):
         full_kernel_below: int = 0,
     ) -> None:
         super().__init__()
-        self.head_dim, self.num_heads, self.grid_dims = head_dim, num_heads, grid_dims
-        self.choice, self.landmarks, self.ratio = choice, landmarks, ratio
+        self.head_dim: int = head_dim
+        self.num_heads: int = num_heads
+        self.grid_dims: int = grid_dims
+        self.choice: InverseChoice = choice
+        self.landmarks: int | str = landmarks
+        self.ratio: int | None = ratio
         self.full_kernel_below = full_kernel_below
         self.sampler: nn.Module | None = None
-        self.sampler_name = sampler if isinstance(sampler, str) else type(sampler).__name__
+        self.sampler_name: str = sampler if isinstance(sampler, str) else type(sampler).__name__
         convolution = nn.Conv2d if grid_dims == 2 else nn.Conv1d
         count = None if isinstance(landmarks, str) else landmarks
         if sampler == "conv":
             assert ratio is not None
             self.Qlandmark_op: nn.Module = convolution(head_dim, head_dim, ratio, stride=ratio, bias=False)
-            self.Qnorm_act = nn.Sequential(nn.LayerNorm(head_dim, eps=1e-5), nn.GELU())
+            self.Qnorm_act: nn.Sequential = nn.Sequential(nn.LayerNorm(head_dim, eps=1e-5), nn.GELU())
         elif sampler == "pool":
             self.sampler = PoolLandmarks(count or 1, ratio if count is None else None)
         elif sampler == "kmeans":
@@ -152,7 +156,7 @@ class LandmarkAttention(nn.Module):
         else:
             assert isinstance(sampler, nn.Module)
             self.sampler = sampler
-        self.depthwise = depthwise or None
+        self.depthwise: int | None = depthwise or None
         if self.depthwise:
             self.conv: nn.Module = convolution(
                 num_heads, num_heads, self.depthwise, padding=self.depthwise // 2, groups=num_heads, bias=False

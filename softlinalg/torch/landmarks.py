@@ -111,7 +111,7 @@ class _Counted(nn.Module):
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        self.count = _check_count(type(self).__name__, count)
+        self.count: int = _check_count(type(self).__name__, count)
 
     def extra_repr(self) -> str:
         """What `repr` shows."""

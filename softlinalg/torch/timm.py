@@ -16,9 +16,9 @@ from torch import Tensor, nn
 try:
     from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
     from timm.models._features import feature_take_indices
-except ImportError as error:  # not installed, too old, or another package of this name
-    message = f'softlinalg.torch.timm: timm, PyTorch Image Models, is needed; got "{error}". Run pip install "softlinalg[timm]".'
-    raise ImportError(message) from error
+except ImportError as _error:  # not installed, too old, or another package of this name
+    _message = f'softlinalg.torch.timm: timm, PyTorch Image Models, is needed; got "{_error}". Run pip install "softlinalg[timm]".'
+    raise ImportError(_message) from _error
 
 from softlinalg.errors import ParameterError
 from softlinalg.torch import backbones, checkpoints
@@ -69,8 +69,8 @@ class TimmSoft(SoftBackbone):
         if dtype is not None:
             self.to(dtype=dtype)
         self.drop_rate = drop_rate
-        self.head_hidden_size = self.num_features
-        self.feature_info = [
+        self.head_hidden_size: int = self.num_features
+        self.feature_info: list[dict[str, int | str]] = [
             {"num_chs": width, "reduction": stride, "module": f"block{stage}"}
             for stage, (width, stride) in enumerate(zip(self.dims, self.feature_strides, strict=True), start=1)
         ]
@@ -128,7 +128,7 @@ class TimmSoft(SoftBackbone):
         """Drop what the features asked for do not need; all stages stay, as names of weights count them."""
         wanted, _ = feature_take_indices(len(self.dims), indices)
         if prune_norm:
-            self.norm = nn.Identity()  # type: ignore[assignment]
+            self.norm: nn.Module = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
         return list(wanted)
@@ -167,7 +167,9 @@ _SIZES: dict[str, Any] = {
     "huge": backbones.HUGE,
 }
 
-default_cfgs = generate_default_cfgs({f"{kind}_{size}.untrained": _config() for kind in ("soft", "soft_norm") for size in _SIZES})
+default_cfgs: dict[str, Any] = generate_default_cfgs(
+    {f"{kind}_{size}.untrained": _config() for kind in ("soft", "soft_norm") for size in _SIZES}
+)
 
 
 def _entry(name: str, sizes: Mapping[str, Any], settings: Mapping[str, Any]) -> Callable[..., Any]:

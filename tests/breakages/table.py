@@ -33,9 +33,9 @@ BREAKAGES = [
     ),
     Breakage(
         name="missing-clamp-in-place",
-        file="_kernel_base.py",
-        old="        if largest > 0:  # rounding",
-        new="        if largest > 1e9:  # rounding",
+        file="_buffers.py",
+        old="        if not (smallest > lowest and largest <= 0):\n",
+        new="        if not (smallest > lowest and largest <= 1e9):\n",
         tests=("tests/core/test_guards.py::test_no_kernel_value_exceeds_one_between_two_copies_of_the_points",),
     ),
     Breakage(

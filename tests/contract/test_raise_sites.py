@@ -61,13 +61,16 @@ def classifier() -> NystromRidgeClassifier:
 
 
 class Unreadable:
-    """Rows on a disk that fails."""
+    """Rows on a disk that fails, where pieces are read or where single rows are."""
 
     shape, dtype = (12, 3), np.dtype(float)
 
+    def __init__(self, *, single_rows: bool = False) -> None:
+        self.single_rows = single_rows
+
     def __getitem__(self, index: Any) -> Any:
         rows = index[0] if isinstance(index, tuple) else index
-        if not isinstance(rows, slice) or rows.stop == 0:
+        if isinstance(rows, slice) == self.single_rows or (isinstance(rows, slice) and rows.stop == 0):
             return X[index]
         message = "the disk went away"
         raise OSError(message)
@@ -131,6 +134,9 @@ CORE: dict[str, Refusal] = {
         "NystromDecomposition: data must keep their 20 rows; got the end before row 15. They changed."),
     "rows of a failing disk": (
         lambda: stream(Unreadable()), errors.InputError, "nystrom_stream: source must be readable; got the disk went away at rows 0 to 11. Repair"),
+    "single rows of a failing disk": (
+        lambda: stream(Unreadable(single_rows=True)), errors.InputError,
+        "nystrom_stream: source must be readable; got the disk went away at rows 0 to 11. Repair"),
     "a file of dask": (
         lambda: dask.open_npy("table.csv"), errors.ParameterError,
         r"softlinalg.dask.open_npy: path must end in .npy; got 'table.csv'. Read other files with dask.dataframe or dask.array."),

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 
 import softlinalg
-from softlinalg import _landmark_sampling
+from softlinalg import _landmark_sampling, _native
 from softlinalg._kernels import kernel_matmul
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("features", [3, 30])
-def test_no_kernel_value_exceeds_one_between_two_copies_of_the_points(dtype: str, features: int) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_no_kernel_value_exceeds_one_between_two_copies_of_the_points(
+    dtype: str, features: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(_native, "load", lambda: None)
     x = np.random.default_rng(0).normal(size=(200, features)).astype(dtype)
     for scale in (1e-2, 1e-1 * features**0.5, 1.0):
         kernel = softlinalg.Gaussian(scale)

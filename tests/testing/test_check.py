@@ -158,3 +158,22 @@ def test_the_other_commands_do_without_the_kit() -> None:
     code = "import sys; from softlinalg import cli; cli.main(['approximate', 'none.npy', '--rank', '2']); print('softlinalg.testing' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_laws_are_left_out_by_name_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "careless.py").write_text("import numpy as np\n\ndef f(a):\n    return np.linalg.pinv(a, rtol=None)\n")
+    call = ("careless.py:f", "--as", "pinv", "--cases", "16", "--dtype", "float64")
+    status, out, _ = run(capsys, *call)
+    assert status == 1
+    assert "of the command --skip infinity" in out
+    status, out, err = run(capsys, *call, "--skip", "infinity,rank", "--json", "report.json", "--html", "report.html")
+    assert (status, err) == (0, "")
+    assert "left out on request: rank, infinity" in out
+    assert _report.from_json((folder / "report.json").read_text())[0].skipped == ("rank", "infinity")
+    assert "Left out on request: rank, infinity." in (folder / "report.html").read_text()
+    status, out, _ = run(capsys, *call, "--only", "rank")
+    assert status == 0
+    assert "passed: 1 properties" in out
+    status, _, err = run(capsys, *call, "--skip", "infinty")
+    assert status == 2
+    assert "skip must name laws of the suite; got 'infinty'. There are penrose-1" in err

@@ -126,6 +126,7 @@ class _Page(HTMLParser):
 
 def test_the_page_holds_all_it_shows_and_escapes_what_it_is_given() -> None:
     source = _report_html.page([GOOD, BAD])
+    assert BAD.to_html() == _report_html.page([BAD])
     page = _Page()
     page.feed(source)
     assert page.open == []

@@ -322,3 +322,51 @@ def test_profiles_keep_their_time(profile: str, seconds: float) -> None:
     report = suites.pinv(scipy.linalg.pinv, dtype="float64", profile=profile)
     assert report.passed
     assert report.seconds < 4 * seconds, "four times: test machines are shared"
+
+
+# ------------------------------------------------------------------------------------------------ fewer laws
+def numbers_of_infinity(a: Any) -> Any:
+    return np.linalg.pinv(a, rtol=None)
+
+
+def test_a_law_that_is_left_out_is_named_and_the_others_see_the_same_cases() -> None:
+    whole = suites.pinv(numbers_of_infinity, cases=FEWER)
+    assert [result.name for result in whole.failures] == ["infinity"]
+    assert whole.skipped == ()
+    report = suites.pinv(numbers_of_infinity, cases=FEWER, skip=("infinity",))
+    report.raise_for_failures()
+    assert report.skipped == ("infinity",)
+    assert "left out on request: infinity" in str(report)
+    assert "left out on request" not in str(whole)
+    assert [(r.name, r.cases, r.worst) for r in report.properties] == [(r.name, r.cases, r.worst) for r in whole.properties if r.passed]
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "law"),
+    [
+        ("pinv", numbers_of_infinity, "forward-error"),
+        ("kernel", softlinalg.gaussian_kernel, "range"),
+        ("nystrom", softlinalg.nystrom, "below"),
+        ("attention", softlinalg.soft_attention, "linear"),
+    ],
+)
+def test_a_function_can_be_held_to_some_laws_alone(kind: str, function: Callable[..., Any], law: str) -> None:
+    report = suites.check(function, kind, cases=2, only=[law])
+    assert [result.name for result in report.properties] == [law]
+    assert "repeat" in report.skipped
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"skip": ("infinty",)}, "skip must name laws of the suite; got 'infinty'. There are penrose-1, penrose-2"),
+        ({"only": "rnak"}, "only must name laws of the suite; got 'rnak'. There are"),
+        ({"skip": 3}, "skip must name laws of the suite; got 3"),
+        ({"only": ("rank",), "skip": "rank"}, "only and skip must leave a law; got none left. There are"),
+        ({"only": ()}, "only and skip must leave a law"),
+    ],
+)
+def test_names_of_no_law_are_refused_with_those_there_are(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParameterError, match=r"^suite: ") as caught:
+        suites.pinv(numbers_of_infinity, cases=1, **settings)
+    assert words in str(caught.value)

@@ -1,13 +1,20 @@
-"""What users write, for type checkers in their strict modes: `mypy` checks it in CI, `pyright -p tests/typing` by hand."""
+"""What users write, for type checkers in their strict modes: `mypy` checks it in CI, and `tests/test_typing.py` by pyright."""
 
 from __future__ import annotations
 
+import dask.array
+import jax
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import softlinalg
+import softlinalg.dask
 from softlinalg import errors
-from softlinalg.testing import AccuracyError, assert_pinv, build_matrix
+from softlinalg.jax import soft_attention
+from softlinalg.sklearn import NystromFeatures, NystromPCA, NystromRidge, NystromRidgeClassifier, NystromSpectralClustering
+from softlinalg.testing import AccuracyError, Report, assert_pinv, build_matrix, conforms, suites
+from softlinalg.torch import SoftAttention, SoftBackbone, attention_error, soft_tiny
 
 Floats = NDArray[np.float64]
 
@@ -67,6 +74,68 @@ def held(tolerance: float = 30.0) -> str:
     except AccuracyError as error:
         return error.property
     return ""
+
+
+def suite(laws_left_out: tuple[str, ...] = ()) -> tuple[bool, list[str]]:
+    """A report on one's own code."""
+    report: Report = suites.pinv(softlinalg.pinv, profile="smoke", cases=1)
+    return report.passed, [result.name for result in report.failures]
+
+
+@conforms("pinv", profile="smoke", cases=1)
+def test_own() -> object:
+    """A test of one's own, as pytest collects it."""
+    return softlinalg.pinv
+
+
+class Classifier(torch.nn.Module):
+    """A network with our layer in it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = SoftAttention(width, num_heads=2, landmarks=49)
+        self.head = torch.nn.Linear(width, 10)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        mixed: torch.Tensor = self.attention(tokens, (4, 4))
+        logits: torch.Tensor = self.head(mixed.mean(1))
+        return logits
+
+    def bound(self) -> float:
+        """What the inverses of the last pass are certain to."""
+        return float(self.attention.diagnostics().error_bound.max())
+
+
+def backbone() -> tuple[int, tuple[int, ...]]:
+    """Sizes of a published network."""
+    model: SoftBackbone = soft_tiny(num_classes=10, landmarks=49)
+    error = attention_error(torch.zeros(1, 1, 16, 8), torch.zeros(1, 1, 16, 8), torch.zeros(1, 1, 4, 8))
+    print(error)
+    return model.num_features, model.feature_strides
+
+
+def estimate(x: Floats, y: Floats) -> tuple[float, Floats]:
+    """Estimators of scikit-learn, with their fitted attributes."""
+    residual: float = 1 - NystromRidge().fit(x, y).score(x, y)
+    model = NystromRidge(kernel=softlinalg.Gaussian(1.0), rank=10).set_params(rank=5).fit(x, y)
+    features: Floats = NystromFeatures(n_components=5).set_output(transform="default").fit_transform(x)
+    scores: Floats = NystromPCA(2).fit_transform(features)
+    labels: Floats = NystromSpectralClustering(2).fit_predict(scores)
+    accuracy = NystromRidgeClassifier().fit(x, labels).score(x, labels)
+    print(model.get_params()["rank"], model.kernel_, model.solutions_, accuracy, residual)
+    return model.error_, model.predict(x)
+
+
+def spread(x: dask.array.Array) -> int:
+    """On a cluster."""
+    result: softlinalg.dask.DaskNystrom = softlinalg.dask.nystrom(x, softlinalg.Gaussian(1.0), rank=5, rng=0)
+    return result.decomposition.rank
+
+
+def loss(q: jax.Array, v: jax.Array, landmarks: jax.Array) -> jax.Array:
+    """A function for jax.grad."""
+    return (soft_attention(q, v, landmarks) ** 2).sum()
 
 
 OWN_KERNEL = accepts(Cosine())
