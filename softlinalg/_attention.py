@@ -81,7 +81,7 @@ def start_factor(w: Array, settings: InverseSettings, *, xp: Namespace) -> Array
     For a "batch" 2 / max^2 over all matrices, halved while the largest column sum of |I - alpha W W| is above 1.01, ten times at most.
     """
     if settings.alpha == "matrix":
-        return _iterations.published_alpha(w, xp=xp)
+        return _iterations.published_alpha(w, ridge=settings.ridge, xp=xp)
     largest = xp.max(xp.sum(w, axis=-1))
     alpha = 2 / (largest * largest)
     square, eye = w @ w, _arrays.eye_like(w, xp=xp)
