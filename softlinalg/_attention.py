@@ -81,7 +81,7 @@ def start_factor(w: Array, settings: InverseSettings, *, xp: Namespace) -> Array
     For a "batch" 2 / max^2 over all matrices, halved while the largest column sum of |I - alpha W W| is above 1.01, ten times at most.
     """
     if settings.alpha == "matrix":
-        return _iterations.published_alpha(w, xp=xp)
+        return _iterations.published_alpha(w, ridge=settings.ridge, xp=xp)
     largest = xp.max(xp.sum(w, axis=-1))
     alpha = 2 / (largest * largest)
     square, eye = w @ w, _arrays.eye_like(w, xp=xp)
@@ -340,7 +340,8 @@ def soft_attention(
         Added to the diagonal of W. Default 0.01, as published; 0 for the published SOFT++ (both "published").
     inverse : {"certified", "published", "exact"}
         "certified": `ridge_inverse` to a certified error. "exact": the same by Cholesky, without a certificate. "published":
-        `steps` Newton-Raphson steps from 1.8 / |W|_1^2 (W + ridge I), which need not have converged.
+        `steps` Newton-Raphson steps from 1.8 / |W|_1^2 (W + ridge I), which need not have converged; from
+        1.9 / (|W|_1 + ridge)^2 (W + ridge I) where that is less, for ridges above 0.027 |W|_1.
     normalization : {None, "published", "symmetric"}
         None: SOFT. "published": D^(-1/2) X D^(-1/2) with D the row sums of W (SOFT++). "symmetric": D^(-1/2) C X E^T D^(-1/2)
         with D the row sums of the approximated attention C X E^T (and its column sums on the side of the keys), at least one,

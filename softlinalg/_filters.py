@@ -41,6 +41,8 @@ _LARGEST_TAU = 1e18
 
 SAFE_SCALE = 1.8
 """alpha |A|^2 of the starts alpha A^H: 2 is the limit of convergence, and 10 % are left for rounding in the norm."""
+LARGEST_SCALE = 1.9
+"""What a start of another origin may have: 5 % are left, more than 4e5 summands lose in float32."""
 
 _COUNT_SLACK = 1e-12
 """Added to the logarithm of a step count before rounding up, so that rounding in the count never saves a step."""

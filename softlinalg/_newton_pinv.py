@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from softlinalg import _arrays, _inputs, _iterations, _linalg
+from softlinalg._filters import LARGEST_SCALE, SAFE_SCALE
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
@@ -50,8 +51,8 @@ def newton_pinv(
     steps : int, default 20
         As published.
     alpha : float or array of shape (...), optional
-        Default: for square non-negative matrices 0.9 * 2 / (largest row sum of A)^2, as published; otherwise
-        1.8 / (|P|_1 |P|_inf), or with |P|_F^2 if that is smaller.
+        Default: for square non-negative matrices 0.9 * 2 / (largest row sum of A)^2, as published, if norms of P show that the
+        steps converge from it; otherwise 1.8 / (|P|_1 |P|_inf), or with |P|_F^2 if that is smaller.
     ridge : float, default 0
         Added to the diagonal first (0.01 in the published SOFT, which does not mention it).
     check_finite : bool, default True
@@ -261,7 +262,10 @@ def _factor(func: str, alpha: float | Array | None, a: Array, p: Array, *, xp: N
         w = xp.astype(a, p.dtype)
         non_negative = xp.all(w >= 0, axis=(-2, -1)) & xp.any(w > 0, axis=(-2, -1))
         filled = xp.where(non_negative[..., None, None], w, xp.ones_like(w))
-        return xp.where(non_negative, _iterations.published_alpha(filled, xp=xp), safe)
+        published = _iterations.published_alpha(filled, xp=xp)
+        # The row sums of A bound its norm only if it is symmetric, and that of P only if the ridge is small.
+        converging = published <= safe * (LARGEST_SCALE / SAFE_SCALE)
+        return xp.where(non_negative & converging, published, safe)
     if isinstance(alpha, int | float):
         number = _inputs.real_scalar(alpha, func=func, name="alpha")
         return xp.broadcast_to(xp.asarray(number, dtype=real, device=_arrays.device_of(a)), batch)

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import os
+import random
 import runpy
 import signal
 import struct
@@ -88,6 +89,28 @@ def test_missing_data_are_named_with_a_remedy(tmp_path):
     assert run.returncode == 1
     assert "Install Debian's package dataset-fashion-mnist, or pass --data." in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_expressions_of_listops_have_two_to_ten_arguments_and_the_value_they_say():
+    example = runpy.run_path(str(EXAMPLES / "listops.py"))
+    words = {number: word for word, number in example["VOCABULARY"].items()}
+    rules = {"[MIN": min, "[MAX": max, "[SM": lambda x: sum(x) % 10, "[MED": lambda x: int(np.median(x))}
+    tokens, values = example["expressions"](40, 20, 120, random.Random(0))
+    for row, value in zip(tokens.tolist(), values.tolist(), strict=True):
+        text = [words[number] for number in row if number]
+        assert 20 <= len(text) <= 120
+        stack: list[list] = [[]]
+        for word in text:
+            assert len(stack) <= 11, "nested more than ten deep"
+            if word in rules:
+                stack.append([word])
+            elif word == "]":
+                operator, *arguments = stack.pop()
+                assert 2 <= len(arguments) <= 10
+                stack[-1].append(rules[operator](arguments))
+            else:
+                stack[-1].append(int(word))
+        assert stack == [[value]]
 
 
 @pytest.mark.parametrize("name", ["digits", "gaussian_process", "kernel_ridge_flights", "listops"])

@@ -613,6 +613,22 @@ def test_the_published_factor_is_taken_per_matrix(backend):
     w = np.asarray([[[1.0, 0.5], [0.5, 1.0]], [[1.0, 0.1], [0.1, 1.0]]])
     alpha = backend.to_numpy(iterations.published_alpha(backend.asarray(w), xp=backend.xp))
     assert alpha == pytest.approx([0.9 * 2 / 1.5**2, 0.9 * 2 / 1.1**2], rel=1e-14)
+    small = backend.to_numpy(iterations.published_alpha(backend.asarray(w), ridge=0.01, xp=backend.xp))
+    assert np.array_equal(small, alpha), "the published ridge changes nothing"
+
+
+@pytest.mark.parametrize(("dtype", "ridge"), [("float32", 0.01), ("float32", 1.0), ("float64", 30.0)])
+def test_the_published_factor_converges_with_any_ridge(backend, dtype, ridge):
+    # Nearly equal landmarks: the row sum is the largest eigenvalue, and the ridge comes on top.
+    rng = np.random.default_rng(0)
+    w = np.asarray([np.ones((m, m)) - 1e-3 * np.asarray(k + k.T) for m in (4,) for k in (np.zeros((4, 4)), rng.random((4, 4)))])
+    w[:, range(4), range(4)] = 1
+    a = backend.asarray(w.astype(dtype))
+    p = backend.asarray((w + ridge * np.eye(4)).astype(dtype))
+    alpha = iterations.published_alpha(a, ridge=ridge, xp=backend.xp)
+    x = backend.to_numpy(iterations.newton_raphson(p, iterations.adjoint_start(p, alpha, xp=backend.xp), steps=30, xp=backend.xp))
+    expected = np.linalg.inv(w + ridge * np.eye(4))
+    assert np.abs(x - expected).max() < (2e-4 if dtype == "float32" else 1e-12) * np.abs(expected).max()
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

@@ -44,6 +44,19 @@ def test_published_settings_reproduce_the_formula(backend):
     )
 
 
+@pytest.mark.parametrize(
+    ("a", "ridge"),
+    [
+        (np.ones((4, 4)), 1.0),  # the ridge on top of a row sum that is the largest eigenvalue
+        (np.full((3, 3), 1e-4), 0.01),  # nothing but the ridge
+        (np.asarray([[1.0, 0.0], [1.0, 0.0]]), 0.0),  # not symmetric: the row sum is less than the norm
+    ],
+)
+def test_the_default_start_converges_where_the_published_one_does_not(a, ridge):
+    result = softlinalg.newton_pinv(a, steps=40, ridge=ridge)
+    np.testing.assert_allclose(result.value, np.linalg.pinv(a + ridge * np.eye(len(a))), rtol=0, atol=1e-10 * np.abs(result.value).max())
+
+
 def test_the_published_measure_hides_what_the_other_residuals_show():
     rng = np.random.default_rng(2)
     x = rng.standard_normal((49, 2)) * 0.7

@@ -35,6 +35,16 @@ def test_a_copy_that_inverts_by_products_gives_the_same_numbers():
         assert (few(x) - model(x)).abs().max() > 1e-5, "eight steps do not converge"
 
 
+@pytest.mark.parametrize("ridge", [0.01, 1.0])
+def test_products_invert_nearly_equal_landmarks(ridge):
+    # The largest eigenvalue of W + ridge I is then that of W, its row sum, and the ridge: a start for W alone diverges.
+    torch.manual_seed(0)
+    model = SoftAttention(16, 2, landmarks=4, grid_dims=1, ridge=ridge).eval()
+    x = torch.randn(1, 1, 16) + 1e-3 * torch.randn(2, 20, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(exportable(model)(x), model(x), atol=1e-4, rtol=1e-4)
+
+
 def test_an_exported_attention_takes_any_number_of_tokens():
     # test_autograd.py exports every inverse, with open numbers of tokens; here the simplest serves.
     torch.manual_seed(0)
