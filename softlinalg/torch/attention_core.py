@@ -1,4 +1,8 @@
-"""Softmax-free attention from arguments that have been checked: the inverse of the landmarks, and the products with their features."""
+"""Softmax-free attention from arguments that have been checked: the inverse of the landmarks, and the products with their features.
+
+`attention` is differentiated by autograd; `kept_attention` and `attention_vjp` are its forward and backward for a graph that holds them
+as operators, where compiled kernels serve.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ from torch import Tensor
 
 from softlinalg import _arrays, _attention
 from softlinalg._attention import InverseSettings
-from softlinalg._attention_blocks import Columns, Factors
-from softlinalg.torch import autograd
+from softlinalg._attention_blocks import Columns, Factors, Forward
+from softlinalg.torch import autograd, cpu_kernels
 from softlinalg.torch.inputs import without_autocast
 
-__all__ = ["attention", "common_type", "per_head"]
+__all__ = ["attention", "attention_vjp", "common_type", "kept_attention", "kept_shapes", "per_head"]
 
 
 def attention(
@@ -74,6 +78,50 @@ def _symmetric(
     queries = keys if k is None else autograd.feature_matrix(q, landmarks, columns, scale)
     out: Tensor = _attention.combine(queries, keys, v, gone, x, is_self=k is None, normalization="symmetric", xp=xp)
     return out if gone is None or k is not None else out.masked_fill(gone, 0)
+
+
+Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""What backward needs beside the arguments: features, those of the keys, E^T v, W and its inverse."""
+
+
+def kept_shapes(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+    """Shapes and types of `Kept`, for landmarks of each head."""
+    (b, h, m, _), e, wide = landmarks.shape, v.shape[-1], torch.float64
+    keys = () if k is None else (b * h, m * cpu_kernels.padded(v.shape[-2]))
+    features = (b * h, m * cpu_kernels.padded(q.shape[-2]))
+    return ((features, q.dtype), (keys or (0,), q.dtype), ((b * h, m, e), wide), *(((b, h, m, m), wide),) * 2)
+
+
+def kept_attention(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, settings: InverseSettings) -> tuple[Tensor, Kept] | None:
+    """The attention by compiled kernels, and what backward needs of it; None where they do not serve. All plain, and of one type."""
+    kernels = cpu_kernels.kernels_for(q, k, v, landmarks, None)
+    if kernels is None:
+        return None
+    scale = float(q.shape[-1]) ** 0.25
+    found = _attention.kernel_and_inverse(landmarks, scale, settings, xp=xp)
+    if found is None:
+        w = autograd.landmark_kernel(landmarks, scale, settings)
+        found = w, autograd.inverse_of(w, settings, "exact"), None
+    w, x, factors = found
+    columns = Columns(landmarks, 1 / scale, xp=xp, factors=factors)
+    if not columns.near_landmarks():
+        return None
+    made = cpu_kernels.attend(kernels, q, k, v, x, columns, keep=True)
+    key_features = q.new_empty(0) if k is None else made.key_features
+    return made.out, (made.features, key_features, made.moment, w, x)
+
+
+def attention_vjp(grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, kept: Kept) -> list[Tensor | None]:
+    """Gradients with respect to q, k, v and the landmarks, from what `kept_attention` kept."""
+    kernels = cpu_kernels.kernels_for(q, k, v, landmarks, None)
+    assert kernels is not None, "they served in forward"
+    features, key_features, moment, w, x = kept
+    scale = float(q.shape[-1]) ** 0.25
+    columns = Columns(landmarks, 1 / scale, xp=xp)
+    saved = Forward(grad, features, features if k is None else key_features, moment)
+    found = cpu_kernels.attend_vjp(kernels, grad, q, k, v, None, x, columns, saved)
+    by_inverse = _attention.kernel_inverse_vjp(found.x, landmarks, w, x, scale, xp=xp)
+    return [found.q, found.k, found.v, (found.landmarks + by_inverse).to(landmarks.dtype)]
 
 
 def common_type(q: Tensor, k: Tensor | None, v: Tensor) -> torch.dtype:

@@ -94,10 +94,6 @@ class Kernels(NamedTuple):
         """Numbers in a vector."""
         return self.vector_bytes // int(dtype.itemsize)
 
-    def padded(self, rows: int, dtype: torch.dtype) -> int:
-        """Rows up to whole vectors."""
-        return -(-rows // self.lanes(dtype)) * self.lanes(dtype)
-
 
 # ------------------------------------------------------------------------------------------------ compilation
 @functools.cache
@@ -180,6 +176,11 @@ def kernels_for(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, hidde
 
 
 # ------------------------------------------------------------------------------------------------------ work
+def padded(tokens: int) -> int:
+    """Tokens for which a row of the features has memory: whole vectors of any machine, so that a graph knows the shape."""
+    return (tokens + 15) // 16 * 16
+
+
 def _tokens(x: Tensor | None) -> _Tokens:
     return _Tokens() if x is None else _Tokens(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
 
@@ -273,7 +274,7 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
     by_heads = job.goes_by_heads(count)
     out: Tensor = _buffers.empty_in_order_of(q, (columns.b, columns.h, n, e), xp=xp)
     stored = job.members if keep or not by_heads else count
-    entries, key_entries = (columns.m * kernels.padded(rows, q.dtype) for rows in (n, keys))
+    entries, key_entries = (columns.m * padded(rows) for rows in (n, keys))
     key_features = q.new_empty((stored, key_entries))
     features = key_features if k is None else q.new_empty((stored, entries))
     moment = torch.zeros((job.members, columns.m, e), dtype=torch.float64)
@@ -308,7 +309,7 @@ def attend_vjp(
     members, n, e = b * h, q.shape[-2], v.shape[-1]
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     job = _Job(kernels, q, k, v, columns)
-    job.work.features_apart, job.work.grad_counts = m * kernels.padded(n, q.dtype), 1
+    job.work.features_apart, job.work.grad_counts = m * padded(n), 1
     dq, dv, dk = _like(q), _like(v), None
     job.give(grad=grad, dq=dq, dv=dv)
     rows = columns.rows[..., :d].contiguous()
@@ -331,7 +332,7 @@ def attend_vjp(
         dw = job.sums(_PULL, n, d + 1)
     if k is not None:
         keys = _Job(kernels, k, None, v, columns)
-        keys.work.features_apart = m * kernels.padded(k.shape[-2], k.dtype)
+        keys.work.features_apart = m * padded(k.shape[-2])
         keys.work.v_counts = 1
         dk = _like(k)
         keys.give(dq=dk, dv=dv)

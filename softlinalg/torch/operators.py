@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,8 +51,21 @@ def attention(
 ) -> Tensor:
     """`attention_core.attention`, as one operator of the graph; in the type `result`."""
     s = settings
-    out: Tensor = _forward(q, k, v, landmarks, mask, result, s.inverse, s.ridge, s.steps, s.tol, s.alpha, s.normalization, gradient)
-    return out.transpose(1, 2)
+    common = (result, s.inverse, s.ridge, s.steps, s.tol, s.alpha, s.normalization, gradient)
+    if _keeps(q, k, v, landmarks, mask, settings):
+        return cast("Tensor", _forward_and_kept(q, k, v, landmarks, mask, *common)[0]).transpose(1, 2)
+    return cast("Tensor", _forward(q, k, v, landmarks, mask, *common)).transpose(1, 2)
+
+
+def _keeps(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, settings: InverseSettings) -> bool:
+    """Will there be a backward whose features compiled kernels can keep? Asked of the graph: about numbers it knows nothing yet."""
+    given = [x for x in (q, k, v, landmarks) if x is not None]
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in given)) or mask is not None or q.device.type != "cpu":
+        return False
+    if settings.inverse != "certified" or settings.normalization is not None or q.dtype not in (torch.float32, torch.float64):
+        return False
+    in_whole_vectors = q.shape[-1] % 16 == 0 and v.shape[-1] % 16 == 0
+    return in_whole_vectors and all(x.dtype == q.dtype and x.shape[:2] == q.shape[:2] for x in given)
 
 
 def _settings(inverse: str, ridge: float, steps: int, tol: float | None, alpha: str, normalization: str | None) -> InverseSettings:
@@ -114,9 +127,59 @@ def _backward(
 def _(
     grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, result: torch.dtype, *settings: Any
 ) -> list[Tensor]:
-    *_, needed = settings
+    return _shapes_of_gradients(q, k, v, landmarks, settings[-1])
+
+
+def _shapes_of_gradients(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, needed: list[bool]) -> list[Tensor]:
+    """Memory as `_backward` returns it."""
     found = [x.new_empty(x.transpose(1, 2).shape) for x, needs in zip((q, k, v), needed, strict=False) if needs and x is not None]
     return [*found, landmarks.new_empty(landmarks.shape)] if needed[3] else found
+
+
+@torch.library.custom_op(
+    "softlinalg::soft_attention_and_kept", mutates_args=(), schema=f"({_TENSORS}, {_SETTINGS}) -> Tensor[]", tags=_TAGS
+)
+def _forward_and_kept(
+    q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, result: torch.dtype, *settings: Any
+) -> list[Tensor]:
+    """The attention, whether anything was kept of it, and that; memory that was never written to where nothing was."""
+    found = attention_core.kept_attention(q, k, v, landmarks, _settings(*settings[:-1]))
+    if found is None:
+        kept = [q.new_empty(shape, dtype=dtype) for shape, dtype in attention_core.kept_shapes(q, k, v, landmarks)]
+        return [_forward(q, k, v, landmarks, mask, result, *settings), torch.zeros((), dtype=torch.bool), *kept]
+    return [_by_tokens(found[0].to(result)), torch.ones((), dtype=torch.bool), *found[1]]
+
+
+@_forward_and_kept.register_fake
+def _(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, result: torch.dtype, *settings: Any) -> list[Tensor]:
+    b, h, n, _ = q.shape
+    kept = [q.new_empty(shape, dtype=dtype) for shape, dtype in attention_core.kept_shapes(q, k, v, landmarks)]
+    return [q.new_empty((b, n, h, v.shape[-1]), dtype=result), q.new_empty((), dtype=torch.bool), *kept]
+
+
+@torch.library.custom_op(
+    "softlinalg::soft_attention_backward_from_kept",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_TENSORS}, {_SETTINGS}, bool[] needed, Tensor was_kept, Tensor[] kept) -> Tensor[]",
+    tags=_TAGS,
+)
+def _backward_from_kept(
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, result: torch.dtype, *settings: Any
+) -> list[Tensor]:
+    """`_backward` without another forward, where one kept what it takes."""
+    *others, needed, was_kept, kept = settings
+    if not bool(was_kept):
+        return cast("list[Tensor]", _backward(grad, q, k, v, landmarks, mask, result, *others, needed))
+    found = attention_core.attention_vjp(grad.transpose(1, 2).to(q.dtype), q, k, v, landmarks, tuple(kept))
+    by_tokens = [_by_tokens(x) for x, needs in zip(found[:3], needed, strict=False) if needs and x is not None]
+    return [*by_tokens, cast("Tensor", found[3]).contiguous()] if needed[3] else by_tokens
+
+
+@_backward_from_kept.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, result: torch.dtype, *settings: Any
+) -> list[Tensor]:
+    return _shapes_of_gradients(q, k, v, landmarks, settings[-3])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -126,10 +189,27 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = [bool(needs) for needs in ctx.needs_input_grad[:4]]
-    found = _backward(grad, *ctx.saved_tensors, ctx.result, *ctx.settings, needed)
+    return _in_places(_backward(grad, *ctx.saved_tensors, ctx.result, *ctx.settings, needed), needed, len(ctx.settings))
+
+
+def _in_places(found: list[Tensor], needed: list[bool], settings: int) -> tuple[Tensor | None, ...]:
+    """The gradients for the arguments of the operators, in the order of their axes."""
     each = iter(found)
     gradients = [next(each) if needs else None for needs in needed]
-    return (*(None if x is None else x.transpose(1, 2) for x in gradients[:3]), gradients[3], *(None,) * (2 + len(ctx.settings)))
+    return (*(None if x is None else x.transpose(1, 2) for x in gradients[:3]), gradients[3], *(None,) * (2 + settings))
+
+
+def _keep_all(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    q, k, v, landmarks, mask, ctx.result, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, landmarks, mask, *output[1:])
+
+
+def _pull_from_kept(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
+    needed = [bool(needs) for needs in ctx.needs_input_grad[:4]]
+    *given, was_kept = ctx.saved_tensors[:6]
+    found = _backward_from_kept(grads[0], *given, ctx.result, *ctx.settings, needed, was_kept, list(ctx.saved_tensors[6:]))
+    return _in_places(found, needed, len(ctx.settings))
 
 
 _forward.register_autograd(_pull, setup_context=_keep)
+_forward_and_kept.register_autograd(_pull_from_kept, setup_context=_keep_all)

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from softlinalg.errors import ConvergenceWarning  # noqa: E402
-from softlinalg.torch import operators, soft_attention  # noqa: E402
+from softlinalg.torch import cpu_kernels, operators, soft_attention  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +20,18 @@ def drawn(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def arguments(dtype=torch.float32, *, n=20, keys=None, groups=2, batch_of_landmarks=2, in_order_of_tokens=True):
+def arguments(dtype=torch.float32, *, n=20, keys=None, groups=2, batch=2, batch_of_landmarks=None, d=8, in_order_of_tokens=True):
     """q, v, landmarks and perhaps k that record gradients: leaves, the larger ones in the order in memory of what a layer gives."""
 
     def rows(n, heads, seed):
-        x = drawn(2, n, heads, 8, seed=seed, dtype=torch.float64).to(dtype)
+        x = drawn(batch, n, heads, d, seed=seed, dtype=torch.float64).to(dtype)
         return x.transpose(1, 2) if in_order_of_tokens else x.transpose(1, 2).contiguous()
 
-    found = [rows(n, 2, 1), rows(n if keys is None else keys, groups, 2), drawn(batch_of_landmarks, groups, 5, 8, seed=3).to(dtype)]
+    found = [
+        rows(n, 2, 1),
+        rows(n if keys is None else keys, groups, 2),
+        drawn(batch_of_landmarks or batch, groups, 5, d, seed=3).to(dtype),
+    ]
     if keys is not None:
         found.append(rows(keys, groups, 4))
     return [x.detach().requires_grad_() for x in found]
@@ -62,6 +66,63 @@ def test_a_compiled_graph_has_the_values_and_gradients_of_eager_code(name):
     value, gradients = both(attention, given)
     compiled_value, compiled_gradients = both(torch.compile(attention, fullgraph=True, backend="aot_eager"), given)
     torch.testing.assert_close(compiled_value, value, rtol=0, atol=0)  # the same code has run
+    for one, other in zip(compiled_gradients, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+KEPT = {
+    "self-attention": {},
+    "float64": {"dtype": torch.float64},
+    "heads before tokens in memory": {"in_order_of_tokens": False},
+    "keys of their own": {"keys": 150},
+    "many landmarks in all": {"batch": 400},
+    "few tokens, which no kernel serves": {"n": 9},
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_features_that_forward_keeps_give_the_gradients_of_eager_code(name):
+    given = arguments(**{"n": 200, "d": 16} | KEPT[name])
+
+    def attention(q, v, landmarks, k=None):
+        return soft_attention(q, v, landmarks, k=k)
+
+    value, gradients = both(attention, given)
+    compiled_value, compiled_gradients = both(torch.compile(attention, fullgraph=True, backend="aot_eager"), given)
+    torch.testing.assert_close(compiled_value, value, rtol=0, atol=0)
+    eps = torch.finfo(value.dtype).eps
+    for one, other in zip(compiled_gradients, gradients, strict=True):  # those of the landmarks are added in a wider type here
+        torch.testing.assert_close(one, other, rtol=0, atol=20 * eps * float(other.abs().max()))
+
+
+@pytest.mark.skipif(cpu_kernels.load() is None, reason="no C++ compiler here, or turned off")
+def test_backward_computes_no_second_forward_where_features_were_kept(monkeypatch):
+    calls = []
+    for name in ("attend", "attend_vjp"):
+        real = getattr(cpu_kernels, name)
+        monkeypatch.setattr(cpu_kernels, name, lambda *x, name=name, real=real, **y: calls.append(name) or real(*x, **y))
+    given = arguments(n=200, d=16)
+    both(torch.compile(soft_attention, fullgraph=True, backend="aot_eager"), given)
+    assert calls == ["attend", "attend_vjp"]
+
+
+def test_one_graph_serves_what_kernels_take_and_what_they_do_not(monkeypatch):
+    compiled = torch.compile(soft_attention, fullgraph=True, backend="aot_eager")
+    given = arguments(n=200, d=16)
+    far = [x.detach().requires_grad_() for x in (given[0], given[1], given[2] * 1e4)]  # exponents too large for float32
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    for case in (given, far):
+        value, gradients = both(soft_attention, case)
+        found, compiled_gradients = both(compiled, case)
+        torch.testing.assert_close(found, value, rtol=0, atol=0)
+        for one, other in zip(compiled_gradients, gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+    assert graphs["unique_graphs"] == before + 1
+    monkeypatch.setattr(cpu_kernels, "kernels_for", lambda *_: None)  # the same graph where there is no compiler
+    value, gradients = both(soft_attention, given)
+    found, compiled_gradients = both(compiled, given)
+    torch.testing.assert_close(found, value, rtol=0, atol=0)
     for one, other in zip(compiled_gradients, gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
@@ -105,8 +166,21 @@ def test_pytorchs_own_checks_of_operators_find_nothing(shapes):
     torch.library.opcheck(operators._backward, (grad, *plain, None, torch.float64, *settings, needed))
 
 
-def test_autocast_decides_on_the_type_of_the_result_and_not_of_what_is_computed():
-    given = arguments()
+def test_pytorchs_own_checks_of_the_operators_that_keep_find_nothing():
+    q, v, landmarks = arguments(torch.float64, n=200, d=16)
+    settings = ("certified", 0.01, 20, None, "matrix", None, "exact")
+    torch.library.opcheck(operators._forward_and_kept, (q, None, v, landmarks, None, torch.float64, *settings))
+    q, v, landmarks = (x.detach() for x in (q, v, landmarks))
+    out, was_kept, *kept = operators._forward_and_kept(q, None, v, landmarks, None, torch.float64, *settings)
+    needed = [True, False, True, True]
+    torch.library.opcheck(
+        operators._backward_from_kept, (torch.ones_like(out), q, None, v, landmarks, None, torch.float64, *settings, needed, was_kept, kept)
+    )
+
+
+@pytest.mark.parametrize("shapes", [{}, {"n": 200, "d": 16}])
+def test_autocast_decides_on_the_type_of_the_result_and_not_of_what_is_computed(shapes):
+    given = arguments(**shapes)
 
     def attention(*given):
         with torch.autocast("cpu", torch.bfloat16):
@@ -117,7 +191,7 @@ def test_autocast_decides_on_the_type_of_the_result_and_not_of_what_is_computed(
     assert compiled_value.dtype == value.dtype == torch.bfloat16
     torch.testing.assert_close(compiled_value, value, rtol=0, atol=0)
     for one, other in zip(compiled_gradients, gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * float(other.abs().max()))
 
 
 def test_what_cannot_be_certified_is_said_in_a_graph_too():
