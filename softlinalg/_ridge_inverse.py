@@ -184,10 +184,12 @@ def _run(
         flat, sound = _inversion.blank_non_finite(flat, xp=xp)
     ridges = _ridges(func, ridge if is_number else given[0], flat, batch, method, xp=xp)
     exactly = _inversion.check_hermitian(func, flat, xp=xp)
+    made = None
     if exactly and sound is None and method in ("auto", "cholesky") and not tight:
-        value = _cholesky_in_cache(flat, ridges, settings, xp=xp)
-        if value is not None:
-            return _plain(xp.reshape(value, (*batch, *value.shape[1:])))
+        made, certain = _cholesky_in_cache(flat, ridges, settings, xp=xp)
+        if made is not None and certain:
+            return _plain(xp.reshape(made, (*batch, *made.shape[1:])))
+    narrow = _arrays.eps(dtype) > _arrays.eps(wide)
     problem, exponent = _scaled(flat, ridges, wide, xp=xp)
     compute = _arrays.compute_dtype(dtype, xp=xp)
 
@@ -195,26 +197,28 @@ def _run(
         return problem if members is None else _Problem(*(_arrays.take_rows(field, members, xp=xp) for field in problem))
 
     def attempt(way: InverseMethod, part: _Problem) -> Attempt:
+        if way == InverseMethod.cholesky and made is not None and not narrow and part is problem:
+            return Attempt(made, _inversion.integer_like(part.ridge, 0, xp=xp))  # what the general way would compute once more
         return _attempt(way, part, compute, settings, hermitian=exactly, xp=xp)
 
     def certify(part: _Problem, tried: Attempt, way: InverseMethod) -> Outcome:
-        return _certify(part, tried, way, narrow=_arrays.eps(dtype) > _arrays.eps(wide), settings=settings, xp=xp)
+        return _certify(part, tried, way, narrow=narrow, settings=settings, xp=xp)
 
     with _arrays.quiet(a):
         outcome = _inversion.solve(flat, _ORDER[method], attempt, certify, select, settings=settings, xp=xp)
         return _inversion.finish(CertifiedInverse, outcome, exponent, sound, batch, dtype, problem.b, settings, xp=xp)
 
 
-def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Namespace) -> Array | None:
-    """Inverses by `inverse_and_evidence`, in the type of the input.
+def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Namespace) -> tuple[Array | None, bool]:
+    """Inverses by `inverse_and_evidence`, in the type of the input, and whether all are certified by theorem C4.
 
-    By LAPACK that is the arithmetic of the general way, bit for bit, with a third of its memory traffic. None where it does not apply
-    or one member is not certified by theorem C4: the general way then decides for all.
+    By LAPACK that is the arithmetic of the general way, bit for bit, with a third of its memory traffic. None, and False, where it does
+    not apply. The general way decides for all where one member is not certified.
     """
     if flat.shape[0] == 0 or _arrays.is_half(flat.dtype) or not (_arrays.is_cpu(flat) and _arrays.may_reuse_buffers(flat, ridge)):
-        return None
+        return None, False
     if not _in_easy_range(flat, ridge, xp=xp):
-        return None
+        return None, False
     host, host_xp = _arrays.host_view(flat, xp=xp)
     host_ridge, _ = _arrays.host_view(ridge, xp=xp)
     value, joined = inverse_and_evidence(host, host_ridge, xp=host_xp)
@@ -222,9 +226,8 @@ def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Nam
         # Judged once for all: a dozen operations on a few numbers for each part would take as long as a fifth of the inverses.
         certificate = _certificates.judge_cholesky(joined, host.shape[-1], xp=host_xp)
     limit = 1e38 if _arrays.eps(host.dtype) > 1e-10 else 1e300
-    if not bool(host_xp.all((certificate.residual <= settings.tol) & (certificate.norm < limit))):
-        return None
-    return _arrays.from_numpy(value, flat, xp=xp)
+    certain = bool(host_xp.all((certificate.residual <= settings.tol) & (certificate.norm < limit)))
+    return _arrays.from_numpy(value, flat, xp=xp), certain
 
 
 def inverse_and_evidence(host: Array, ridge: Array, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
