@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from softlinalg._cli_options import SUFFIXES, CommandError
-from softlinalg._streaming_files import optional_package
+from softlinalg._streaming_files import is_number, optional_package
 
 __all__ = ["DataOptions", "Matrix", "Source", "check_delimiter", "read", "require", "source_of_frame", "tidy"]
 
@@ -245,7 +245,7 @@ def _read_csv(path: Path, options: DataOptions) -> tuple[Any, tuple[str, ...]]:
         first = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **shape)
         header = options.header
         if header is None:
-            header = not all(_is_number(cell) for cell in first.iloc[0])
+            header = not all(is_number(cell) for cell in first.iloc[0])
         notes: tuple[str, ...] = () if header or options.header is False else (HEADERLESS,)
         if first.shape[1] == 1:
             check_delimiter(path, str(first.iloc[0, 0]), options.delimiter)
@@ -267,14 +267,6 @@ def check_delimiter(path: Path, cell: str, delimiter: str) -> None:
     if other != delimiter and cell.count(other):
         message = f"{path}: there is one column only, and its first line holds {other!r}; choose --delimiter {other!r}"
         raise CommandError(message)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_parquet(path: Path, options: DataOptions) -> tuple[Any, tuple[str, ...]]:

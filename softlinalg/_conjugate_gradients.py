@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernels import kernel_matmul
 from softlinalg._nystrom import NystromDecomposition, nystrom
-from softlinalg._nystrom_core import RowStore, Wide, check_rows, kernel_unit, optional_count
+from softlinalg._nystrom_core import RowStore, Wide, kernel_unit, optional_count
 from softlinalg._nystrom_solve import preconditioner_core
 from softlinalg._ridge_sums import checked_targets, checked_weights
 from softlinalg._settings import flag, is_one_of, shown
@@ -162,7 +162,7 @@ def solve_kernel_ridge(
     func = "solve_kernel_ridge"
     xp, (x, y, weights), _ = _inputs.prepare(func, {"x": x, "y": y, "weights": weights}, optional=("weights",))
     dtype = x.dtype if x.dtype == y.dtype else xp.result_type(x.dtype, y.dtype)
-    check_rows(x, func=func)
+    _inputs.check_rows(x, func=func)
     x, n = _arrays.detach(x), int(x.shape[0])
     _inputs.check_finite(x, func=func, name="x", xp=xp)
     targets = _arrays.detach(checked_targets(y, n, func=func, are_squared=False, xp=xp))

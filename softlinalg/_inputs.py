@@ -16,7 +16,18 @@ from softlinalg._settings import shown
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import BackendMismatchError, DTypeError, NonFiniteError, ParameterError, ResourceError, ShapeError
 
-__all__ = ["Inputs", "check_batches", "check_finite", "check_fits", "check_memory", "check_square", "prepare", "real_scalar", "returned"]
+__all__ = [
+    "Inputs",
+    "check_batches",
+    "check_finite",
+    "check_fits",
+    "check_memory",
+    "check_rows",
+    "check_square",
+    "prepare",
+    "real_scalar",
+    "returned",
+]
 
 
 _NO_NUMBERS = (str, bytes, complex, np.bool_, np.complexfloating, np.ma.MaskedArray)
@@ -138,6 +149,16 @@ def prepare(
         if other != dtype:
             dtype = xp.result_type(dtype, other)
     return Inputs(xp, tuple(given.get(name) for name in arrays), dtype)
+
+
+def check_rows(x: Array, *, func: str, doing: str = "Approximate") -> None:
+    """Raise unless `x` is a set of points (n, d) with numbers in it."""
+    if _arrays.is_traced(x):
+        message = f"{func}: x must hold numbers; got a traced array. {doing} outside jit, vmap and compile."
+        raise DTypeError(message)
+    if x.ndim != 2 or 0 in x.shape:
+        message = f"{func}: x must have shape (n, d) with n, d >= 1; got {tuple(x.shape)}. Pass one point per row."
+        raise ShapeError(message)
 
 
 def check_finite(x: Array, *, func: str, name: str, xp: Namespace) -> None:

@@ -24,7 +24,7 @@ from softlinalg._landmark_sampling import ROUNDING, Host, PivotedCholesky, Rows,
 from softlinalg._rng import as_generator
 from softlinalg._settings import flag, shown, whole_number
 from softlinalg._typing import Array, Namespace, RngLike
-from softlinalg.errors import DTypeError, DuplicateLandmarkWarning, ParameterError, ShapeError
+from softlinalg.errors import DuplicateLandmarkWarning, ParameterError, ShapeError
 
 __all__ = ["METHODS", "refine_landmarks", "select_landmark_indices", "select_landmarks"]
 
@@ -268,12 +268,7 @@ def _check(
 ) -> _Request:
     """Check the arguments of both public functions."""
     xp, (x,), _ = _inputs.prepare(func, {"x": x}, whole=False)
-    if _arrays.is_traced(x):
-        message = f"{func}: x must hold numbers; got a traced array. Choose landmarks outside jit, vmap and compile."
-        raise DTypeError(message)
-    if x.ndim != 2 or 0 in x.shape:
-        message = f"{func}: x must have shape (n, d) with n, d >= 1; got {tuple(x.shape)}. Pass one point per row."
-        raise ShapeError(message)
+    _inputs.check_rows(x, func=func, doing="Choose landmarks")
     if not isinstance(method, str) or method not in methods:
         message = f"{func}: method must be one of {', '.join(methods)}; got {shown(method)}. Choose one of these."
         raise ParameterError(message)

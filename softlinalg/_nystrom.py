@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softlinalg import _arrays, _inputs
-from softlinalg._nystrom_core import Wide, check_rows, optional_count
+from softlinalg._nystrom_core import Wide, optional_count
 from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._nystrom_fit import Problem, choose_landmarks, fit, fit_to_tolerance, settle_landmarks
 from softlinalg._nystrom_operators import kernel_operator
@@ -116,7 +116,7 @@ def nystrom(
     """
     func = "nystrom"
     xp, (x,), dtype = _inputs.prepare(func, {"x": x}, whole=False)
-    check_rows(x, func=func)
+    _inputs.check_rows(x, func=func)
     x = _arrays.detach(x)
     if flag(check_finite, func=func, name="check_finite"):
         _inputs.check_finite(x, func=func, name="x", xp=xp)

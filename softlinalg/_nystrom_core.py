@@ -17,7 +17,7 @@ from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernels import kernel_matmul
 from softlinalg._settings import whole_number
 from softlinalg._typing import Array, DType, Namespace
-from softlinalg.errors import DTypeError, NonFiniteError, NumericalError, ResourceError, ShapeError
+from softlinalg.errors import NonFiniteError, NumericalError, ResourceError, ShapeError
 
 __all__ = [
     "CUT_OFF",
@@ -26,7 +26,6 @@ __all__ = [
     "Summary",
     "Whitening",
     "Wide",
-    "check_rows",
     "kernel_diagonal",
     "kernel_unit",
     "optional_count",
@@ -480,16 +479,6 @@ class _Bar:
 
 
 # ------------------------------------------------------------------------------------------------ arguments
-def check_rows(x: Array, *, func: str) -> None:
-    """Raise unless `x` is a set of points (n, d) with numbers in it."""
-    if _arrays.is_traced(x):
-        message = f"{func}: x must hold numbers; got a traced array. Approximate outside jit, vmap and compile."
-        raise DTypeError(message)
-    if x.ndim != 2 or 0 in x.shape:
-        message = f"{func}: x must have shape (n, d) with n, d >= 1; got {tuple(x.shape)}. Pass one point per row."
-        raise ShapeError(message)
-
-
 def optional_count(value: Any, *, func: str, name: str, maximum: int | None = None) -> int | None:
     """None or an int from 1 to `maximum`; numbers with a fraction are refused, not rounded."""
     if value is None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from softlinalg import _arrays, _inputs
 from softlinalg._kernels import kernel_matmul
-from softlinalg._nystrom_core import check_rows
 from softlinalg._typing import Array, Namespace
 
 __all__ = ["kernel_operator", "linear_operator"]
@@ -71,7 +70,7 @@ def kernel_operator(kernel: Any, x: Any, ridge: float = 0.0, *, chunk_size: int 
     """
     func = "kernel_operator"
     xp, (x,), _ = _inputs.prepare(func, {"x": x}, whole=False)
-    check_rows(x, func=func)
+    _inputs.check_rows(x, func=func)
     x = _arrays.detach(x)
     _inputs.check_finite(x, func=func, name="x", xp=xp)
     ridge = _inputs.real_scalar(ridge, func=func, name="ridge", strict=False)

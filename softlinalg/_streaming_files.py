@@ -17,7 +17,7 @@ from softlinalg._settings import file_path, flag, shown
 from softlinalg._streaming_sources import ArrayRows, Block, Host, MappedRows, RowSource, real_dtype
 from softlinalg.errors import InputError, ParameterError, ShapeError, SoftlinalgError
 
-__all__ = ["FILE_SUFFIXES", "open_rows", "optional_package"]
+__all__ = ["FILE_SUFFIXES", "is_number", "open_rows", "optional_package"]
 
 FILE_SUFFIXES = (".npy", ".csv", ".csv.gz", ".parquet")
 
@@ -265,7 +265,7 @@ class _Csv(_Table):
         self._shape = {"sep": delimiter, "skipinitialspace": True, "index_col": False}
         with _reading(file, func=func):
             first = pandas.read_csv(file, header=None, nrows=1, dtype=str, keep_default_na=False, **self._shape)
-            self._header = not all(_is_number(cell) for cell in first.iloc[0]) if header is None else header
+            self._header = not all(is_number(cell) for cell in first.iloc[0]) if header is None else header
             names = [*map(str, pandas.read_csv(file, nrows=0, **self._shape).columns if self._header else range(first.shape[1]))]
         self._all_names = names
         super().__init__(file, _Columns(names, columns, targets, func=func, file=file), dtype or np.float64, func=func)
@@ -312,7 +312,8 @@ class _Parquet(_Table):
                 yield batch.to_pandas()[names]
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell of a table can be read as a number."""
     try:
         float(cell)
     except ValueError:
