@@ -208,7 +208,7 @@ def take(x: Array, hidden: Array | None, span: Span, *, xp: Namespace) -> Array:
     return xp.where(hidden[span.batch, span.heads, span.rows][..., None], xp.zeros_like(block), block)
 
 
-def put(target: Array, block: Array, span: Span, *, xp: Namespace) -> None:
+def put(target: Array, block: Array, span: Span) -> None:
     """Copy (batch, heads, rows, features) into a buffer (heads, rows, features) or (rows, features), with its type."""
     if span.members == 1:
         target[...] = block[0, 0, ...]
@@ -403,7 +403,7 @@ def _side_by_side(parts: list[tuple[Array, Array | None]], columns: Columns, spa
     memory, start = columns.buffer("parts", span, width), 0
     for part, hidden in parts:
         stop = start + part.shape[-1]
-        put(memory[..., start:stop], take(part, hidden, span, xp=xp), span, xp=xp)
+        put(memory[..., start:stop], take(part, hidden, span, xp=xp), span)
         start = stop
     return memory
 
@@ -481,7 +481,7 @@ def feature_matrix_vjp(grad: Array, points: Array, features: Array, columns: Col
     gradient = _buffers.empty_in_order_of(points, tuple(points.shape), xp=xp)
     for span in spans(columns.b, columns.h, points.shape[-2], columns.step):
         weights = columns.buffer("weights", span, columns.m)
-        put(weights, take(grad, None, span, xp=xp), span, xp=xp)
+        put(weights, take(grad, None, span, xp=xp), span)
         weights *= rows_of(flat, span)
         left = columns.fill(points, None, span)
         add_product(dw, weights, left, span, xp=xp)

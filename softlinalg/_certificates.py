@@ -1,7 +1,7 @@
 """A-posteriori error bounds for inverses and pseudo-inverses, with every rounding error inside the bound.
 
 Each function takes the matrix and a computed inverse, in the widest precision at hand, and returns numbers that
-bound the true error from above, whatever way the inverse was found. The theorems (C1 to C3) and their proofs stand
+bound the true error from above, whatever way the inverse was found. The theorems (C1 to C4) and their proofs stand
 in docs/theory/certificates.md; the names in the code are those of the proofs.
 
 The arithmetic model is IEEE 754 with any order of summation: an inner product of length k is off by at most
@@ -27,9 +27,11 @@ __all__ = [
     "CholeskyEvidence",
     "InverseCertificate",
     "PinvCertificate",
+    "certify_cholesky",
     "certify_inverse",
     "certify_pinv",
     "cholesky_evidence",
+    "cholesky_residual",
     "correct_inverse",
     "diagonal_shift",
     "judge_cholesky",
@@ -261,9 +263,9 @@ def certify_inverse(b: Array, x: Array, *, lost: Array | None = None, slices: in
 def correct_inverse(b: Array, x: Array, *, lost: Array, xp: Namespace) -> tuple[Array, InverseCertificate]:
     """One Newton step X' = X + X R, R = I - B X, for Hermitian B, and its certificate from the same two products.
 
-    Theorem C1, corollary: B^-1 - X' = (B^-1 - X) R, so |X' - B^-1| <= |X R| rho / (1 - rho). The step is symmetrized:
-    a projection that contains B^-1 brings X' no farther from it (but raises |I - B X'|, so that this is bounded through
-    the error).
+    Theorem C1, corollary: B^-1 - X' = (B^-1 - X) R, so |X' - B^-1| <= |X R| rho / (1 - rho). X' is then symmetrized:
+    the projection onto the Hermitian matrices, of which B^-1 is one, brings it no farther from B^-1. It may raise |I - B X'|, so
+    `residual` is bounded by |B| times the bound of the error.
 
     Parameters
     ----------
@@ -295,7 +297,7 @@ def correct_inverse(b: Array, x: Array, *, lost: Array, xp: Namespace) -> tuple[
     step = upper_frobenius(product, xp=xp) + lost_in_product
     bound = xp.where(usable, (step * safe / (1 - safe) + lost_in_product + 4 * u * size) * slack, xp.full_like(rho, math.inf))
     corrected = (corrected + _linalg.adjoint(corrected, xp=xp)) / 2  # no larger than before, but for rounding
-    return corrected, InverseCertificate(xp.where(usable, size_b * bound, bound), bound, size * slack)
+    return corrected, InverseCertificate(xp.where(usable, size_b * bound * slack, bound), bound, size * slack)
 
 
 def _quick_certificate(b: Array, x: Array, *, shifted: bool, xp: Namespace) -> InverseCertificate:
@@ -402,7 +404,7 @@ def certify_pinv(a: Array, x: Array, *, slices: int = 3, xp: Namespace) -> PinvC
     m, n = a.shape[-2], a.shape[-1]
     terms = _PinvTerms.of(a, x, slices=slices, xp=xp)
     full = _full_rank(x, terms, row_rank=m < n, xp=xp)
-    bound, backward, rank = _any_rank(terms, m=m, n=n, xp=xp)
+    bound, backward, rank = _any_rank(terms, m=m, xp=xp)
     infinite = xp.full_like(full, math.inf)
     is_full = full < infinite
     residual = xp.where(terms.both_zero, xp.zeros_like(full), terms.tau / upper_frobenius(a, xp=xp) * _slack(a))
@@ -545,7 +547,7 @@ def _projector_gap(terms: _PinvTerms, *, xp: Namespace) -> tuple[Array, Array, A
     return zeta, z0, usable
 
 
-def _any_rank(terms: _PinvTerms, *, m: int, n: int, xp: Namespace) -> tuple[Array, Array, Array]:
+def _any_rank(terms: _PinvTerms, *, m: int, xp: Namespace) -> tuple[Array, Array, Array]:
     """Theorem C3: error bound, bound of the r+1-st singular value, and the rank r with a gap around it."""
     zero, infinite = xp.zeros_like(terms.tau), xp.full_like(terms.tau, math.inf)
     unit = _unit(terms.left.value.dtype)

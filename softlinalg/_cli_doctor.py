@@ -257,7 +257,7 @@ def _gigabytes(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number < sys.maxsize else "unknown"
 
 
-def _package_line(name: str, found: dict[str, Any] | None) -> str:
+def _package_line(found: dict[str, Any] | None) -> str:
     if found is None:
         return "-"
     if "error" in found:
@@ -298,7 +298,7 @@ def table(findings: dict[str, Any]) -> str:
         ("memory", f"{_gigabytes(memory['process'])} for this process{limit}"),
         ("threads", threads),
         ("compiled code", "works" if findings["compiled"]["works"] else "none"),
-        *((name, _package_line(name, found)) for name, found in findings["packages"].items()),
+        *((name, _package_line(found)) for name, found in findings["packages"].items()),
     ]
     width = max(len(label) for label, _ in rows)
     lines = [f"{label.ljust(width)}  {value}" for label, value in rows]

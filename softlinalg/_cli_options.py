@@ -149,12 +149,7 @@ def _add_data(group: Any) -> None:
         help="bring each column to mean 0 and deviation 1; default: yes for .csv and .parquet, whose columns come in unlike "
         "units, no for .npy and .npz",
     )
-    group.add_argument(
-        "--header", action=argparse.BooleanOptionalAction, help="CSV: the first row holds names; default: unless it is all numbers"
-    )
-    group.add_argument(
-        "--delimiter", type=_delimiter, default=",", metavar="CHAR", help="CSV: what separates columns, \\t for a tab; default: a comma"
-    )
+    _add_reading(group)
     group.add_argument("--dtype", choices=("float32", "float64"), help="default: float32 where the file holds that, otherwise float64")
 
 
@@ -393,7 +388,6 @@ def _add_bench(commands: Any, run: Any) -> None:
     _add_last(parser, run)
 
 
-# ------------------------------------------------------------------------------------------ values of options
 def _add_export(commands: Any, run: Any) -> None:
     parser = commands.add_parser(
         "export",
@@ -410,6 +404,7 @@ def _add_export(commands: Any, run: Any) -> None:
     _add_last(parser, run)
 
 
+# ------------------------------------------------------------------------------------------ values of options
 def _listed(text: str) -> tuple[str, ...]:
     """Names between commas, each once."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",")))

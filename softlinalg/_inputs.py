@@ -77,10 +77,9 @@ def _as_array(x: Any, *, func: str, name: str) -> Array:
 
 def _as_floating(x: Array, *, func: str, name: str, allow_complex: bool, xp: Namespace) -> Array:
     """Promote integers and booleans, make the byte order native, refuse every type that is not a supported number."""
-    kind = _arrays.dtype_name(x.dtype)
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
-        kind = _arrays.dtype_name(x.dtype)
+    kind = _arrays.dtype_name(x.dtype)
     if kind in _arrays._REAL_NAMES or kind in _arrays._HALF_NAMES:
         return x
     if kind in _arrays._COMPLEX_NAMES:

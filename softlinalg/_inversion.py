@@ -223,6 +223,7 @@ def deliver(value: Array, converged: Array, *, info: Any, settings: Settings, is
     count, first = int((~ok).sum()), [int(i) for i in np.argwhere(~ok)[0]]
     bound = float(np.max(_arrays.to_numpy(info.error_bound)))
     where = f"{count} of {ok.size} matrices (first at {first})" if ok.ndim else "the matrix"
+    uncertain = 0
     if is_pinv:
         uncertain = int((_arrays.to_numpy(info.rank) < 0).sum())
         reason = f"{uncertain} without a certain rank (no gap in the singular values at rtol)" if uncertain else f"error bound {bound:.2g}"
@@ -236,7 +237,7 @@ def deliver(value: Array, converged: Array, *, info: Any, settings: Settings, is
     if settings.on_failure == "fallback" and not bool(finite[~ok].all()) and not settings.tight:
         raise ConvergenceError(message[:400], info)  # there is no answer that a warning could go with
     if settings.on_failure == "warn" or not settings.tight:
-        category = RankWarning if is_pinv and "rank" in reason else ConvergenceWarning
+        category = RankWarning if uncertain else ConvergenceWarning
         warnings.warn(message[:400], category, stacklevel=4)
 
 

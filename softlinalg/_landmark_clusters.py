@@ -20,7 +20,6 @@ __all__ = ["assign", "lloyd", "plus_plus_seeds"]
 SLACK = 64.0
 """Squared distances from GEMM are off by a few eps (|x|^2 + |y|^2); within SLACK eps of that they count as equal."""
 
-
 CACHED_ENTRIES = 2**17
 """Scores that are worked on together on a CPU: 1 MiB in float64."""
 
@@ -103,7 +102,10 @@ def _nearest(block: Array, own: Array, transposed: Array, half: Array, slack: fl
 
 
 def _nearest_in_cache(block: Host, own: Host, transposed: Host, half: Host, slack: float) -> tuple[Host, Host]:
-    """The same for arrays of the host, a few rows at a time: their scores are visited once more, or six times without a compiler."""
+    """The same for arrays of the host, a few rows at a time: scores are still in the cache when the nearest is looked for.
+
+    Compiled code visits them once more; NumPy, where there is no compiler, six times.
+    """
     n, m = block.shape[0], transposed.shape[1]
     labels, best = np.empty(n, dtype=np.int64), np.empty(n, dtype=block.dtype)
     step = max(1, CACHED_ENTRIES // m)
@@ -139,6 +141,9 @@ def plus_plus_seeds(rows: Rows, count: int, *, rng: np.random.Generator, advance
     ----------
     rows : Rows
     count : int
+    rng : numpy.random.Generator
+    advance : callable
+        Told the number of seeds that each block of proposals has added (a progress bar).
 
     Returns
     -------

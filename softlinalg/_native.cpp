@@ -345,6 +345,7 @@ bool landmarks(const T* points, int64_t batch, int64_t m, int64_t d, double ridg
     }
     return true;
 }
+
 // ---------------------------------------------------------------------------------------------------- nearest landmarks
 // Of each row of products x.l (rows, m): the smallest |l|^2 / 2 - x.l, and the first landmark that is as near as that but for slack. One
 // visit to each product; no multiplication is joined with a subtraction, so the bits are those of separate operations.
@@ -373,7 +374,7 @@ void nearest(const T* products, int64_t rows, int64_t m, const T* half, const T*
 }
 }  // namespace
 
-// `a` and `out` (batch, m, m), `ridge` (batch), `evidence` (3, batch): traces of B and X, and the miss; all contiguous.
+// All arrays are contiguous; those of one matrix or of one set of points follow one another.
 extern "C" {
 void softlinalg_exp_float(float* p, int64_t rows, int64_t width, int64_t apart, double lowest) {
     for (int64_t i = 0; i < rows; ++i) exponentials_of<float, false>(p + i * apart, width, float(lowest));
@@ -381,6 +382,7 @@ void softlinalg_exp_float(float* p, int64_t rows, int64_t width, int64_t apart, 
 void softlinalg_exp_double(double* p, int64_t rows, int64_t width, int64_t apart, double lowest) {
     for (int64_t i = 0; i < rows; ++i) exponentials_of<double, false>(p + i * apart, width, lowest);
 }
+// `a` and `out` (batch, m, m), `ridge` (batch), `evidence` (3, batch): traces of B and X, and the miss.
 void softlinalg_invert_float(const float* a, const double* ridge, int64_t batch, int64_t m, float* out, double* evidence, void* scratch) {
     invert(a, ridge, batch, m, out, evidence, scratch);
 }

@@ -81,7 +81,7 @@ def invert(a: _Array, ridge: _Array) -> tuple[_Array, _Array] | None:
     if a.dtype not in _TYPES or not 0 < m <= _LARGEST or batch == 0:
         return None
     kernels = load()
-    return None if kernels is None else _call(kernels, a, ridge)
+    return None if kernels is None else _call_invert(kernels, a, ridge)
 
 
 def _serves_points(points: _Array) -> bool:
@@ -198,7 +198,7 @@ def _of_type(kernels: ctypes.CDLL, name: str, dtype: np.dtype[Any]) -> Any:
     return getattr(kernels, f"softlinalg_{name}_{'float' if dtype == np.float32 else 'double'}")
 
 
-def _call(kernels: ctypes.CDLL, a: _Array, ridge: _Array) -> tuple[_Array, _Array]:
+def _call_invert(kernels: ctypes.CDLL, a: _Array, ridge: _Array) -> tuple[_Array, _Array]:
     a, ridge = np.ascontiguousarray(a), np.ascontiguousarray(ridge, dtype=np.float64)
     batch, m = a.shape[:2]
     out, evidence = np.empty_like(a), np.empty((3, batch))
@@ -328,7 +328,7 @@ def _exponentials_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
 def _inverses_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
     a = 1 / (1 + np.abs(np.subtract.outer(np.arange(7.0), np.arange(7.0))))
     batch, ridge = np.stack([a + i * np.eye(7) for i in range(6)]).astype(dtype), np.linspace(0.0, 0.5, 6)
-    inverse, evidence = _call(kernels, batch, ridge)
+    inverse, evidence = _call_invert(kernels, batch, ridge)
     shifted = batch + ridge[:, None, None] * np.eye(7)
     expected = np.linalg.inv(shifted)
     traces = [np.trace(x, axis1=1, axis2=2) for x in (shifted, expected)]
@@ -373,7 +373,7 @@ def _landmarks_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
     kernel = _call_kernel(kernels, points, scale, 1e3, -300.0)
     if found is None or kernel is None or _call_landmarks(kernels, points, scale, ridge, 1.4, (1e3, 1e-3), -300.0) is not None:
         return False
-    inverse, evidence = _call(kernels, kernel, np.full(len(points), ridge))
+    inverse, evidence = _call_invert(kernels, kernel, np.full(len(points), ridge))
     center, w, _, rows, columns = _call_factors(kernels, points, scale, 1.4)
     expected = (kernel, inverse, np.vstack([evidence, np.linalg.norm(inverse, axis=(1, 2))]), center, w, rows, columns)
     return all(np.allclose(ours, theirs, rtol=1e-13, atol=0) for ours, theirs in zip(found, expected, strict=True))

@@ -218,7 +218,7 @@ class ResourceError(SoftlinalgError, MemoryError):
 
 
 class CheckpointError(SoftlinalgError, ValueError):
-    """A saved file cannot be read.
+    """A saved file cannot be used: it is damaged, of a later version, or belongs to another model or call.
 
     Examples
     --------

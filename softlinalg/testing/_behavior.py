@@ -454,8 +454,9 @@ def assert_no_worse_than(
     got, other = (call(subject, g, *arrays, case=case) for g in (f, reference))
     u = _unit_of(arrays)
     size = float(np.max(np.abs(truth), initial=0.0)) or 1.0
-    error, allowed = _error(got, truth), factor * _error(other, truth) + floor * u * size
-    note = f"Error {error:.3g}; the reference has {_error(other, truth):.3g}, allowed is {factor:g} times that and {floor:g} u max |truth|."
+    error, reference_error = _error(got, truth), _error(other, truth)
+    allowed = factor * reference_error + floor * u * size
+    note = f"Error {error:.3g}; the reference has {reference_error:.3g}, allowed is {factor:g} times that and {floor:g} u max |truth|."
     check(subject, {"no worse than the reference": error / allowed}, threshold=1.0, case=case, entry=worst_entry(got, truth), note=note)
 
 

@@ -438,15 +438,15 @@ def _picture(reports: Sequence[Report], file: Path) -> None:
     if not chosen:
         return
     laws = [result.name for result in chosen[0].properties if any(_measured(report, result.name) for report in chosen)]
-    shares = np.array([[_measured(report, law) or np.nan for law in laws] for report in chosen])
+    asked = np.array([[_measured(report, law) > 0 for law in laws] for report in chosen])
     share = np.array([[_share_of(report, law) for law in laws] for report in chosen])
     figure = Figure(figsize=(13, 1.8 + 0.36 * len(chosen)), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     colors = LinearSegmentedColormap.from_list("failures", ["#e8f1f8", "#fbd9b5", "#e69f00", "#d55e00", "#8c2d04"])
-    axes.imshow(np.where(np.isnan(shares), np.nan, np.sqrt(share)), cmap=colors, vmin=0, vmax=1, aspect="auto")
-    for i, report in enumerate(chosen):
-        for j, law in enumerate(laws):
-            if _measured(report, law) and share[i, j] > 0:
+    axes.imshow(np.where(asked, np.sqrt(share), np.nan), cmap=colors, vmin=0, vmax=1, aspect="auto")
+    for i in range(len(chosen)):
+        for j in range(len(laws)):
+            if share[i, j] > 0:
                 axes.text(
                     j,
                     i,

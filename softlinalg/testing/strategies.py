@@ -375,6 +375,6 @@ def _no_matrix() -> st.SearchStrategy[BadInput]:
         ("a sparse matrix", lambda: scipy.sparse.csr_matrix(np.eye(3))),
         ("lists of unequal lengths", lambda: [[1.0, 2.0], [3.0]]),
         ("a list of text", lambda: [["a"], ["b"]]),
-        ("the whole numbers as an iterator", lambda: iter([1.0, 2.0])),
+        ("an iterator of numbers", lambda: iter([1.0, 2.0])),
     ]  # fmt: skip
     return st.sampled_from(range(len(makers))).map(lambda i: BadInput(makers[i][1](), makers[i][0]))

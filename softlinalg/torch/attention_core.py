@@ -22,7 +22,10 @@ __all__ = ["attention", "attention_vjp", "common_type", "kept_attention", "kept_
 def attention(
     q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, settings: InverseSettings, gradient: str
 ) -> Tensor:
-    """`functional.soft_attention` of arguments that fit together, in the type of the arguments or the one that was computed in."""
+    """`functional.soft_attention` of arguments that fit together.
+
+    The result has the type of the tokens, or that of the computation: callers convert it to the one that they promise.
+    """
     scale = float(q.shape[-1]) ** 0.25
     with without_autocast(q):
         common = q.dtype if k is None and v.dtype == q.dtype else common_type(q, k, v)
@@ -93,7 +96,10 @@ def kept_shapes(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor) -> tu
 
 
 def kept_attention(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, settings: InverseSettings) -> tuple[Tensor, Kept] | None:
-    """The attention by compiled kernels, and what backward needs of it; None where they do not serve. All plain, and of one type."""
+    """The attention by compiled kernels, and what backward needs of it; None where they do not serve.
+
+    The tensors are plain (`autograd.is_plain`) and of one type, the landmarks those of each head; no key is hidden.
+    """
     kernels = cpu_kernels.kernels_for(q, k, v, landmarks, None)
     if kernels is None:
         return None
@@ -118,6 +124,7 @@ def attention_vjp(grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, landmark
     features, key_features, moment, w, x = kept
     scale = float(q.shape[-1]) ** 0.25
     columns = Columns(landmarks, 1 / scale, xp=xp)
+    # What forward returned is not needed again: the first field is only filled.
     saved = Forward(grad, features, features if k is None else key_features, moment)
     found = cpu_kernels.attend_vjp(kernels, grad, q, k, v, None, x, columns, saved)
     by_inverse = _attention.kernel_inverse_vjp(found.x, landmarks, w, x, scale, xp=xp)

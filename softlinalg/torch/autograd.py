@@ -332,6 +332,7 @@ class _Attend(torch.autograd.Function):
         q, k, v, landmarks, x, hidden, features, key_features, moment = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_plain(grad):  # a second derivative, or many gradients at once: the composite form
             return (*_differentiably(grad, ctx, (q, k, v, landmarks, x), hidden), None, None, None)
+        # What forward returned is not needed again: the first field is only filled.
         saved = Forward(grad, features, features if k is None else key_features, moment)
         found = ctx.vjp(grad, q, k, v, hidden, x, ctx.columns, saved)
         ctx.columns.release()

@@ -58,7 +58,7 @@ def attention(
 
 
 def _keeps(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, settings: InverseSettings) -> bool:
-    """Will there be a backward whose features compiled kernels can keep? Asked of the graph: about numbers it knows nothing yet."""
+    """Will there be a backward pass, for which compiled kernels can keep features? Decided from shapes and types, as the graph is made."""
     given = [x for x in (q, k, v, landmarks) if x is not None]
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in given)) or mask is not None or q.device.type != "cpu":
         return False
@@ -142,7 +142,7 @@ def _shapes_of_gradients(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tens
 def _forward_and_kept(
     q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, result: torch.dtype, *settings: Any
 ) -> list[Tensor]:
-    """The attention, whether anything was kept of it, and that; memory that was never written to where nothing was."""
+    """The attention, whether anything was kept of it, and what: where nothing was, memory that was never written to."""
     found = attention_core.kept_attention(q, k, v, landmarks, _settings(*settings[:-1]))
     if found is None:
         kept = [q.new_empty(shape, dtype=dtype) for shape, dtype in attention_core.kept_shapes(q, k, v, landmarks)]
@@ -193,7 +193,7 @@ def _pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _in_places(found: list[Tensor], needed: list[bool], settings: int) -> tuple[Tensor | None, ...]:
-    """The gradients for the arguments of the operators, in the order of their axes."""
+    """For each argument of the operators its gradient, the axes of heads and tokens back in place; None where none is needed."""
     each = iter(found)
     gradients = [next(each) if needs else None for needs in needed]
     return (*(None if x is None else x.transpose(1, 2) for x in gradients[:3]), gradients[3], *(None,) * (2 + settings))
