@@ -20,7 +20,7 @@ from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
 
-__all__ = ["InverseSettings", "soft_attention"]
+__all__ = ["InverseSettings", "exponentials", "soft_attention"]
 
 _INVERSES = ("certified", "published", "exact")
 _NORMALIZATIONS = (None, "published", "symmetric")
@@ -227,10 +227,11 @@ def normalized(x: Array, w: Array, *, xp: Namespace) -> Array:
 def features(points: Array, landmarks: Array, length_scale: float, *, xp: Namespace) -> Array:
     """k(points, landmarks), new arrays only; zero where it is below the square root of the smallest normal number."""
     columns = GaussianColumns(landmarks, 1 / length_scale, func="soft_attention", xp=xp, center=mean_point(landmarks, xp=xp))
-    return _values(columns(points), xp=xp)
+    return exponentials(columns(points), xp=xp)
 
 
-def _values(exponents: Array, *, xp: Namespace) -> Array:
+def exponentials(exponents: Array, *, xp: Namespace) -> Array:
+    """exp, exactly zero where products with it could be subnormal."""
     lowest = lowest_exponent(exponents.dtype)
     vanishing = exponents < lowest
     values = xp.exp(xp.where(vanishing, xp.zeros_like(exponents), exponents))

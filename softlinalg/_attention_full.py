@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from softlinalg import _arrays
-from softlinalg._attention import inverse_root_of_sums
-from softlinalg._attention_blocks import lowest_exponent
+from softlinalg._attention import exponentials, inverse_root_of_sums
 from softlinalg._kernel_distances import GaussianColumns, center_of
 from softlinalg._rng import as_generator
 from softlinalg._typing import Array, Namespace, RngLike
@@ -93,24 +92,16 @@ def _steps(q: Array, keys: Array) -> Iterator[slice]:
     yield from (slice(start, min(n, start + step)) for start in range(0, max(n, 1), step))
 
 
-def _exp(exponents: Array, *, xp: Namespace) -> Array:
-    """exp, exactly zero where products with it could be subnormal."""
-    lowest = lowest_exponent(exponents.dtype)
-    vanishing = exponents < lowest
-    values = xp.exp(xp.where(vanishing, xp.zeros_like(exponents), exponents))
-    return xp.where(vanishing, xp.zeros_like(values), values)
-
-
 def _weighted_sum(exponents: Array, v: Array, normalization: str | None, *, xp: Namespace) -> Array:
     """The output for a block of queries."""
     if normalization != "row":
-        values = _exp(exponents, xp=xp)
+        values = exponentials(exponents, xp=xp)
         out = values @ v
         if normalization == "symmetric":
             out = inverse_root_of_sums(xp.sum(values, axis=-1, keepdims=True), xp=xp) * out
         return out
     top = _arrays.detach(xp.max(exponents, axis=-1, keepdims=True))
-    values = _exp(exponents - xp.where(top > -math.inf, top, xp.zeros_like(top)), xp=xp)
+    values = exponentials(exponents - xp.where(top > -math.inf, top, xp.zeros_like(top)), xp=xp)
     total = xp.sum(values, axis=-1, keepdims=True)
     return (values @ v) / xp.where(total == 0, xp.ones_like(total), total)
 
@@ -122,12 +113,12 @@ def _column_scale(q: Array, k: Array | None, columns: GaussianColumns, weights: 
         total = []
         for block in _steps(q, keys):
             exponents = columns(q[..., block, :])
-            total.append(xp.sum(_exp(exponents if weights is None else exponents + weights, xp=xp), axis=-1, keepdims=True))
+            total.append(xp.sum(exponentials(exponents if weights is None else exponents + weights, xp=xp), axis=-1, keepdims=True))
         sums = xp.concat(total, axis=-2)
     else:
         sums = xp.zeros_like(keys[..., :1])
         for block in _steps(q, keys):
-            sums = sums + xp.sum(_exp(columns(q[..., block, :]), xp=xp), axis=-2)[..., None]
+            sums = sums + xp.sum(exponentials(columns(q[..., block, :]), xp=xp), axis=-2)[..., None]
     return inverse_root_of_sums(sums, xp=xp)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from softlinalg._cli_approximate import describe_kernel, make_kernel
+from softlinalg._cli_approximate import check_outputs, describe_kernel, make_kernel
 from softlinalg._cli_data import check_delimiter
 from softlinalg._cli_model import RidgeModel, check_folder, load_model, save_model
 from softlinalg._cli_options import PREDICTION_SUFFIXES, STREAM_SUFFIXES, CommandError
@@ -245,7 +244,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
     """The subcommand `predict`."""
     begun = time.perf_counter()
     _check_data(arguments.data)
-    _check_output(arguments.output, arguments.data)
+    check_outputs(arguments.data, [(arguments.output, "--output", PREDICTION_SUFFIXES)])
     model = load_model(arguments.model)
     rows = _rows_for(model, arguments)
     chunk = arguments.chunk_size or default_chunk_size(model.decomposition.landmarks.shape[0], rows.columns)
@@ -267,21 +266,6 @@ def _limited(threads: int | None) -> contextlib.AbstractContextManager[Any]:
     from threadpoolctl import threadpool_limits
 
     return contextlib.nullcontext() if threads is None else threadpool_limits(threads)
-
-
-def _check_output(path: Path, data: Path) -> None:
-    if path.suffix.lower() not in PREDICTION_SUFFIXES:
-        message = f"--output must name a file that ends in {' or '.join(PREDICTION_SUFFIXES)}; got {path}"
-        raise CommandError(message)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        message = f"--output: {path} is a folder" if path.is_dir() else f"--output: there is no folder {path.parent}"
-        raise CommandError(message)
-    if path.exists() and path.samefile(data):
-        message = f"--output: {path} is the data itself, which would be overwritten"
-        raise CommandError(message)
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        message = f"--output: {path} cannot be written: permission denied"
-        raise CommandError(message)
 
 
 def _rows_for(model: RidgeModel, arguments: argparse.Namespace) -> RowSource:

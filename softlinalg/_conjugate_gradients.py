@@ -21,7 +21,7 @@ from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernels import kernel_matmul
 from softlinalg._nystrom import NystromDecomposition, nystrom
 from softlinalg._nystrom_core import RowStore, Wide, kernel_unit, optional_count
-from softlinalg._nystrom_solve import preconditioner_core
+from softlinalg._nystrom_solve import column_norms, preconditioner_core
 from softlinalg._ridge_sums import checked_targets, checked_weights
 from softlinalg._settings import flag, is_one_of, shown
 from softlinalg._typing import Array, Namespace, RngLike
@@ -363,13 +363,13 @@ def _solve(
     """Start, measure, start again."""
     wide, wxp = system.wide, system.wide.xp
     b = system.scaled(wide.widen(targets))
-    size = _norms(b, xp=wxp)
+    size = column_norms(b, xp=wxp)
     size = wxp.where(size > 0, size, wxp.ones_like(size))
     b = b / size  # columns of norm 1, so that one tolerance serves all
     differ = system.narrow_dtype != system.wide_dtype
     in_float64 = not (differ and _arrays.eps(system.narrow_dtype) * system.top / system.ridge < NARROW_GAP)
     u, rest, steps, starts = wxp.zeros_like(b), b, 0, 0
-    norms = _norms(rest, xp=wxp)
+    norms = column_norms(rest, xp=wxp)
     while starts < RESTARTS and steps < max_steps and float(wxp.max(norms)) > tol:
         target = wxp.zeros_like(norms) + tol / 2
         if not in_float64:
@@ -378,7 +378,7 @@ def _solve(
         starts, steps = starts + 1, steps + taken
         candidate = u + step
         new_rest = b - system.apply(candidate, in_float64=True)
-        new_norms = _norms(new_rest, xp=wxp)
+        new_norms = column_norms(new_rest, xp=wxp)
         better = new_norms < norms
         u, rest = wxp.where(better, candidate, u), wxp.where(better, new_rest, rest)
         gained = float(wxp.max(new_norms)) <= 0.5 * float(wxp.max(norms))
@@ -413,11 +413,11 @@ def _certified(
         else:
             positive = system.root > 0
             u = wxp.where(positive, rounded / wxp.where(positive, system.root, wxp.ones_like(system.root)), u)
-        norms = _norms(b - system.apply(u, in_float64=True), xp=wxp)
+        norms = column_norms(b - system.apply(u, in_float64=True), xp=wxp)
     heaviest = 1.0 if system.root is None else float(wxp.max(system.root))
     real = _arrays.compute_dtype(dtype, xp=xp)
     with _arrays.quiet(u):  # a bound may be infinite
-        bound = wide.narrow((norms + system.rounding() * _norms(u, xp=wxp)) * size * heaviest / system.ridge, real)
+        bound = wide.narrow((norms + system.rounding() * column_norms(u, xp=wxp)) * size * heaviest / system.ridge, real)
     return KernelRidgeSolution(value, _bool(norms <= tol, system), wide.narrow(norms, real), bound, steps, starts)
 
 
@@ -451,7 +451,7 @@ def _block_cg(
             break
         alpha = _cholesky_solve(factor, xp.matrix_transpose(p) @ r, xp=xp)
         x, r = x + p @ alpha, r - q @ alpha
-        report(steps, float(xp.max(_norms(r, xp=xp))))
+        report(steps, float(xp.max(column_norms(r, xp=xp))))
         active, x, r = _retire(active, x, r, limits, finished, xp=xp)
         if not active:
             break
@@ -466,7 +466,7 @@ def _retire(
     active: list[int], x: Array, r: Array, limits: list[float], finished: dict[int, Array], *, xp: Namespace
 ) -> tuple[list[int], Array, Array]:
     """Take out of the block the columns whose residual is small enough."""
-    norms = _norms(r, xp=xp)
+    norms = column_norms(r, xp=xp)
     stays = [column for column, j in enumerate(active) if not float(norms[column]) <= limits[j]]
     if len(stays) == len(active):
         return active, x, r
@@ -481,7 +481,7 @@ def _retire(
 
 def _independent(p: Array, *, xp: Namespace) -> Array:
     """Orthonormal columns that span those of `p`, without the combinations that are rounding."""
-    norms = _norms(p, xp=xp)
+    norms = column_norms(p, xp=xp)
     p = p / xp.where(norms > 0, norms, xp.ones_like(norms))
     if p.shape[1] == 1:
         return p
@@ -493,14 +493,6 @@ def _independent(p: Array, *, xp: Namespace) -> Array:
 
 def _cholesky_solve(factor: Array, b: Array, *, xp: Namespace) -> Array:
     return _linalg.triangular_solve(factor, _linalg.triangular_solve(factor, b, xp=xp), xp=xp, adjoint=True)
-
-
-def _norms(a: Array, *, xp: Namespace) -> Array:
-    """Euclidean norms of the columns; nothing overflows that need not."""
-    largest = xp.max(xp.abs(a), axis=0)
-    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    with _arrays.quiet(a):
-        return scale * xp.sqrt(xp.sum((a / scale) ** 2, axis=0))
 
 
 def _bar(total: int, *, shown: bool) -> AbstractContextManager[Callable[[int, float], Any]]:

@@ -20,7 +20,7 @@ from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import NonFiniteError, ParameterError
 
-__all__ = ["ROUNDING", "PivotedCholesky", "Rows", "draw_proportional", "greedy_pivots", "leverage_rows", "random_pivots"]
+__all__ = ["ROUNDING", "PivotedCholesky", "Rows", "check_kernel", "draw_proportional", "greedy_pivots", "leverage_rows", "random_pivots"]
 
 Host = np.ndarray[Any, Any]
 
@@ -107,6 +107,16 @@ def draw_proportional(weights: Host, size: int, rng: np.random.Generator) -> Hos
     # Just below the total at most: a row of weight zero at the end must never be hit.
     points = np.minimum(rng.random(size) * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
     return np.asarray(np.searchsorted(cumulative, points, side="right"))
+
+
+def check_kernel(kernel: Any, *, func: str) -> None:
+    """Refuse what cannot be called or has no `diagonal`, and a class in place of its object."""
+    if isinstance(kernel, type) or not callable(kernel) or not callable(getattr(kernel, "diagonal", None)):
+        shown = kernel.__name__ if isinstance(kernel, type) else type(kernel).__name__
+        message = (
+            f"{func}: kernel must have __call__(x, y) and diagonal(x); got {shown[:60]}. Pass Gaussian(length_scale) or such an object."
+        )
+        raise ParameterError(message)
 
 
 def kernel_diagonal(kernel: Any, rows: Rows, *, func: str) -> Host:

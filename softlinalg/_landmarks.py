@@ -20,7 +20,7 @@ from softlinalg import _arrays, _inputs
 from softlinalg._kernels import Gaussian, Laplacian, Matern
 from softlinalg._landmark_clusters import lloyd, plus_plus_seeds
 from softlinalg._landmark_refinement import refine_landmarks
-from softlinalg._landmark_sampling import ROUNDING, Host, PivotedCholesky, Rows, greedy_pivots, leverage_rows, random_pivots
+from softlinalg._landmark_sampling import ROUNDING, Host, PivotedCholesky, Rows, check_kernel, greedy_pivots, leverage_rows, random_pivots
 from softlinalg._rng import as_generator
 from softlinalg._settings import flag, shown, whole_number
 from softlinalg._typing import Array, Namespace, RngLike
@@ -323,12 +323,7 @@ def _settled(kernel: Any, method: str, x: Array, rng: np.random.Generator, *, fu
     """The kernel with its length scale settled, where the method needs that."""
     if kernel is None:
         return None if method in ("uniform", "kmeans") else _default_kernel(x, rng, xp=xp)
-    if isinstance(kernel, type) or not callable(kernel) or not callable(getattr(kernel, "diagonal", None)):
-        shown = kernel.__name__ if isinstance(kernel, type) else type(kernel).__name__
-        message = (
-            f"{func}: kernel must have __call__(x, y) and diagonal(x); got {shown[:60]}. Pass Gaussian(length_scale) or such an object."
-        )
-        raise ParameterError(message)
+    check_kernel(kernel, func=func)
     return kernel.resolve(x, rng) if hasattr(kernel, "resolve") and method not in ("uniform", "kmeans") else kernel
 
 

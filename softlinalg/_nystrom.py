@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softlinalg import _arrays, _inputs
+from softlinalg._landmark_sampling import check_kernel
 from softlinalg._nystrom_core import Wide, optional_count
 from softlinalg._nystrom_decomposition import NystromDecomposition
 from softlinalg._nystrom_fit import Problem, choose_landmarks, fit, fit_to_tolerance, settle_landmarks
@@ -150,12 +151,7 @@ def nystrom(
 # ------------------------------------------------------------------------------------------------ arguments
 def _settled_kernel(kernel: Any, x: Array, rng: Any, *, func: str) -> Any:
     """The kernel with its length scale settled."""
-    if isinstance(kernel, type) or not callable(kernel) or not callable(getattr(kernel, "diagonal", None)):
-        shown = kernel.__name__ if isinstance(kernel, type) else type(kernel).__name__
-        message = (
-            f"{func}: kernel must have __call__(x, y) and diagonal(x); got {shown[:60]}. Pass Gaussian(length_scale) or such an object."
-        )
-        raise ParameterError(message)
+    check_kernel(kernel, func=func)
     return kernel.resolve(x, rng) if hasattr(kernel, "resolve") else kernel
 
 

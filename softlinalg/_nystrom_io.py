@@ -30,7 +30,7 @@ from softlinalg._nystrom_fit import Fit
 from softlinalg._settings import file_path, flag, shown
 from softlinalg.errors import CheckpointCorruptError, CheckpointVersionError, DTypeError, ParameterError, ShapeError
 
-__all__ = ["json_bytes", "kernel_entries", "load_decomposition", "replacing", "save_decomposition"]
+__all__ = ["SEAL", "ZEROS", "json_bytes", "kernel_entries", "load_decomposition", "replacing", "save_decomposition"]
 
 Host = np.ndarray[Any, Any]
 

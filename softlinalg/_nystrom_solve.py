@@ -14,7 +14,7 @@ from softlinalg._nystrom_core import RowStore, Wide
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import NumericalError
 
-__all__ = ["preconditioner_core", "ridge_solve"]
+__all__ = ["column_norms", "preconditioner_core", "ridge_solve"]
 
 MAX_REFINEMENTS = 8
 """Each step divides the error by about ridge / (u g_1) in float64; two are usual."""
@@ -111,15 +111,16 @@ def _backward_error(rest: Array, y: Array, b: Array, norm: float, *, xp: Namespa
     """Largest over the columns of |rest| / (norm |y| + |b|)."""
     if b.shape[0] == 0 or b.shape[1] == 0:
         return 0.0
-    size = norm * _column_norms(y, xp=xp) + _column_norms(b, xp=xp)
-    return float(xp.max(_column_norms(rest, xp=xp) / xp.where(size > 0, size, xp.ones_like(size))))
+    size = norm * column_norms(y, xp=xp) + column_norms(b, xp=xp)
+    return float(xp.max(column_norms(rest, xp=xp) / xp.where(size > 0, size, xp.ones_like(size))))
 
 
-def _column_norms(a: Array, *, xp: Namespace) -> Array:
+def column_norms(a: Array, *, xp: Namespace) -> Array:
     """Euclidean norms of the columns; nothing overflows that need not."""
     largest = xp.max(xp.abs(a), axis=0)
     scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    return scale * xp.sqrt(xp.sum((a / scale) ** 2, axis=0))
+    with _arrays.quiet(a):
+        return scale * xp.sqrt(xp.sum((a / scale) ** 2, axis=0))
 
 
 def preconditioner_core(eigenvalues: Array, rotation: Array, ridge: float, *, wide: Wide) -> Array:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from softlinalg import _arrays, _inputs
+from softlinalg._landmark_sampling import check_kernel
 from softlinalg._landmarks import METHODS
 from softlinalg._nystrom_core import Summary, optional_count
 from softlinalg._nystrom_decomposition import NystromDecomposition
@@ -20,7 +21,7 @@ from softlinalg._rng import as_generator
 from softlinalg._settings import file_path, flag, whole_number
 from softlinalg._streaming_checkpoint import Checkpoint, Progress
 from softlinalg._streaming_files import open_rows
-from softlinalg._streaming_plan import Plan, Request, make_plan
+from softlinalg._streaming_plan import PROBE_ROWS, Plan, Request, make_plan
 from softlinalg._streaming_run import LocalEngine
 from softlinalg._streaming_sources import ArrayRows, Host, IteratedRows, RowReader, RowSource, as_host, is_sliceable
 from softlinalg._streaming_tasks import FeatureTask, LloydTask, SampleTask, State, Task
@@ -49,9 +50,6 @@ LEAST_SAMPLE_ROWS = 20
 
 SAMPLE_BYTES = 2**26
 """Memory (64 MiB) above which the sample is made smaller than SAMPLE_ROWS per landmark."""
-
-PROBED_ROWS = 4096
-"""Rows of the sample at least: precision and length scale are settled on them."""
 
 GRAM_BYTES = 2**27
 """A chunk has so many bytes of features at most (128 MiB in float64; they are never held at once): its r x r sums then cost little."""
@@ -337,12 +335,7 @@ def checked_call(
 ) -> Call:
     """Check the arguments that do not say where the rows come from, against the shape and type of the rows."""
     kernel, rank, landmarks, sample, lloyd_passes, ridge, rng, chunk_size, rtol = settings
-    if isinstance(kernel, type) or not callable(kernel) or not callable(getattr(kernel, "diagonal", None)):
-        shown = kernel.__name__ if isinstance(kernel, type) else type(kernel).__name__
-        message = (
-            f"{func}: kernel must have __call__(x, y) and diagonal(x); got {shown[:60]}. Pass Gaussian(length_scale) or such an object."
-        )
-        raise ParameterError(message)
+    check_kernel(kernel, func=func)
     rank = optional_count(rank, func=func, name="rank", maximum=rows)
     points = None if isinstance(landmarks, str) else _points(landmarks, columns, dtype, func=func, name="landmarks")
     if points is None and landmarks not in METHODS:
@@ -390,7 +383,7 @@ def default_chunk_size(m: int, d: int) -> int:
 def default_sample_size(m: int, d: int, dtype: Any) -> int:
     """Rows of the sample for m landmarks among rows of d features."""
     fitting = SAMPLE_BYTES // (int(np.dtype(dtype).itemsize) * d)
-    return int(max(PROBED_ROWS, LEAST_SAMPLE_ROWS * m, min(SAMPLE_ROWS * m, fitting)))
+    return int(max(PROBE_ROWS, LEAST_SAMPLE_ROWS * m, min(SAMPLE_ROWS * m, fitting)))
 
 
 def _points(values: Any, columns: int, dtype: Any, *, func: str, name: str) -> Host:
@@ -407,7 +400,7 @@ def _points(values: Any, columns: int, dtype: Any, *, func: str, name: str) -> H
 def _sample_size(sample: Any, m: int, columns: int, dtype: Any, *, given: bool, func: str) -> Host | int:
     """The rows given, or how many to draw."""
     if sample is None:
-        return PROBED_ROWS if given else default_sample_size(m, columns, dtype)
+        return PROBE_ROWS if given else default_sample_size(m, columns, dtype)
     if hasattr(sample, "shape") or isinstance(sample, list | tuple):
         points = _points(sample, columns, dtype, func=func, name="sample")
         if len(points) < m and not given:

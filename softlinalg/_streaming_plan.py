@@ -18,10 +18,10 @@ from softlinalg._nystrom_fit import FLOOR_SHARE, Problem, feature_map_of, measur
 from softlinalg._streaming_sources import Host
 from softlinalg.errors import NumericalError
 
-__all__ = ["Plan", "Request", "make_plan", "stages"]
+__all__ = ["PROBE_ROWS", "Plan", "Request", "make_plan", "stages"]
 
 PROBE_ROWS = 4096
-"""Rows of the sample on which precision and cut-off are settled."""
+"""Rows of the sample, at least, on which precision, cut-off and length scale are settled."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -7,21 +7,20 @@ everything else. What was saved here carries a digest, because neither format no
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import math
 import os
 import struct
-import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from softlinalg._nystrom_io import SEAL, ZEROS, replacing
 from softlinalg._settings import file_path, flag, shown
 from softlinalg.errors import CheckpointCorruptError, CheckpointError, ParameterError
 from softlinalg.torch.backbones import resized_positions
@@ -35,8 +34,6 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 """What wrappers put before names: DistributedDataParallel, torch.compile, averaging, detectors."""
 
 FORMAT = "softlinalg.weights"
-SEAL = b"softlinalg-sha256:"
-ZEROS = b"0" * 64
 MAX_HEADER = 2**22
 MAX_TENSORS = 20_000
 """A file that claims more is refused before it is read."""
@@ -412,19 +409,5 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], *, metadata: Ma
     data = _safetensors().save(tensors, metadata=notes)
     start = data.index(SEAL) + len(SEAL)
     digest = hashlib.sha256(data).hexdigest().encode("ascii")
-    with _replacing(target) as temporary, temporary.open("xb") as file:
+    with replacing(target) as file:
         file.write(data[:start] + digest + data[start + len(ZEROS) :])
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A path for a new file, which takes the place of `target` if all goes well."""
-    temporary = target.with_name(f".{target.name[:80]}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
