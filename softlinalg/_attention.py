@@ -20,7 +20,7 @@ from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import Array, DType, Namespace
 from softlinalg.errors import DTypeError, ParameterError, ShapeError
 
-__all__ = ["InverseSettings", "exponentials", "soft_attention"]
+__all__ = ["InverseSettings", "default_ridge", "exponentials", "soft_attention"]
 
 _INVERSES = ("certified", "published", "exact")
 _NORMALIZATIONS = (None, "published", "symmetric")
@@ -70,9 +70,14 @@ def inverse_settings(
     if tol is not None:
         tol = _inputs.real_scalar(tol, func=func, name="tol", maximum=0.5)
     if ridge is None:
-        ridge = 0.0 if (inverse, normalization) == ("published", "published") else RIDGE
+        ridge = default_ridge(inverse, normalization)
     ridge = _inputs.real_scalar(ridge, func=func, name="ridge", strict=False)
     return InverseSettings(inverse, ridge, steps, tol, published_alpha, normalization)
+
+
+def default_ridge(inverse: str, normalization: str | None) -> float:
+    """What is added where no ridge is given: 0 for the published SOFT++, else RIDGE."""
+    return 0.0 if (inverse, normalization) == ("published", "published") else RIDGE
 
 
 def start_factor(w: Array, settings: InverseSettings, *, xp: Namespace) -> Array:

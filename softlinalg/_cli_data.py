@@ -19,7 +19,7 @@ import numpy as np
 from softlinalg._cli_options import SUFFIXES, CommandError
 from softlinalg._streaming_files import is_number, optional_package
 
-__all__ = ["DataOptions", "Matrix", "Source", "check_delimiter", "read", "require", "source_of_frame", "tidy"]
+__all__ = ["DataOptions", "Matrix", "Source", "check_delimiter", "check_file", "read", "require", "source_of_frame", "tidy"]
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 
@@ -88,6 +88,19 @@ def require(module: str, *, why: str) -> Any:
     return optional_package(module, message, error=CommandError)
 
 
+def check_file(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a folder, a file that does not exist, and one without a byte."""
+    if path.is_dir():
+        message = f"{path}: is a folder; name a file that ends in {', '.join(suffixes)}"
+        raise CommandError(message)
+    if not path.exists():
+        message = f"{path}: no such file"
+        raise CommandError(message)
+    if path.stat().st_size == 0:
+        message = f"{path}: the file is empty"
+        raise CommandError(message)
+
+
 def read(path: Path, options: DataOptions) -> Matrix:
     """Read a file into a matrix of numbers.
 
@@ -107,17 +120,9 @@ def read(path: Path, options: DataOptions) -> Matrix:
         Whatever is wrong with the file, its columns or its values.
     """
     suffix = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(suffix)), None)
-    if path.is_dir():
-        message = f"{path}: is a folder; name a file that ends in {', '.join(SUFFIXES)}"
-        raise CommandError(message)
-    if not path.exists():
-        message = f"{path}: no such file"
-        raise CommandError(message)
+    check_file(path, SUFFIXES)
     if suffix is None:
         message = f"{path}: unknown kind of file; its name must end in {', '.join(SUFFIXES)}"
-        raise CommandError(message)
-    if path.stat().st_size == 0:
-        message = f"{path}: the file is empty"
         raise CommandError(message)
     if options.array is not None and suffix != ".npz":
         message = f"{path}: --array is for .npz files, which hold several arrays"

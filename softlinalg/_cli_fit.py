@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from softlinalg._cli_approximate import check_outputs, describe_kernel, make_kernel
-from softlinalg._cli_data import check_delimiter
-from softlinalg._cli_model import RidgeModel, check_folder, load_model, save_model
+from softlinalg._cli_data import check_delimiter, check_file
+from softlinalg._cli_model import RidgeModel, check_folder, load_model, save_model, scaled
 from softlinalg._cli_options import PREDICTION_SUFFIXES, STREAM_SUFFIXES, CommandError
 from softlinalg._cli_report import peak_memory, readable_bytes
 from softlinalg._nystrom_core import progress_bar
@@ -32,18 +32,6 @@ __all__ = ["run_fit", "run_predict"]
 
 
 # ------------------------------------------------------------------------------------------------ reading
-def _check_data(path: Path) -> None:
-    if path.is_dir():
-        message = f"{path}: is a folder; name a file that ends in {', '.join(STREAM_SUFFIXES)}"
-        raise CommandError(message)
-    if not path.exists():
-        message = f"{path}: no such file"
-        raise CommandError(message)
-    if path.stat().st_size == 0:
-        message = f"{path}: the file is empty"
-        raise CommandError(message)
-
-
 def _open(arguments: argparse.Namespace, **settings: Any) -> Any:
     return open_rows(arguments.data, header=arguments.header, delimiter=arguments.delimiter, **settings)
 
@@ -122,7 +110,7 @@ def _landmark_count(arguments: argparse.Namespace, rows: int | None) -> int:
 def run_fit(arguments: argparse.Namespace) -> None:
     """The subcommand `fit`."""
     begun = time.perf_counter()
-    _check_data(arguments.data)
+    check_file(arguments.data, STREAM_SUFFIXES)
     check_folder(arguments.output)
     if arguments.checkpoint is not None and not arguments.checkpoint.absolute().parent.is_dir():
         message = f"--checkpoint: there is no folder {arguments.checkpoint.parent}"
@@ -141,7 +129,7 @@ def run_fit(arguments: argparse.Namespace) -> None:
     dtype = rows.dtype
 
     def change(x: Host, y: Host | None) -> Block:
-        return _scaled(x[:, kept], mean, deviation, dtype), y
+        return scaled(x[:, kept], mean, deviation, dtype), y
 
     prepared = rows if sample is None else MappedRows(rows, change, columns=len(kept), dtype=dtype)
     streamed = nystrom_stream(
@@ -149,7 +137,7 @@ def run_fit(arguments: argparse.Namespace) -> None:
         make_kernel(arguments.kernel, arguments.length_scale),
         rank=_landmark_count(arguments, rows.rows),
         landmarks=arguments.landmarks,
-        sample=None if sample is None else _scaled(sample, mean, deviation, dtype),
+        sample=None if sample is None else scaled(sample, mean, deviation, dtype),
         rng=arguments.seed,
         chunk_size=arguments.chunk_size,
         threads=arguments.threads,
@@ -176,11 +164,6 @@ def run_fit(arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         constant = [names[j] for j in range(d) if j not in set(kept.tolist())]
         print(_report(arguments, streamed, model, target_names, constant, time.perf_counter() - begun))
-
-
-def _scaled(x: Host, mean: Host, deviation: Host, dtype: Any) -> Host:
-    with np.errstate(over="ignore"):
-        return np.asarray((x.astype(np.float64) - mean) / deviation, dtype=dtype)
 
 
 def _statistics(rows: RowSource, arguments: argparse.Namespace, names: Sequence[str]) -> tuple[Host, Host, Host, int]:
@@ -243,7 +226,7 @@ def _report(
 def run_predict(arguments: argparse.Namespace) -> None:
     """The subcommand `predict`."""
     begun = time.perf_counter()
-    _check_data(arguments.data)
+    check_file(arguments.data, STREAM_SUFFIXES)
     check_outputs(arguments.data, [(arguments.output, "--output", PREDICTION_SUFFIXES)])
     model = load_model(arguments.model)
     rows = _rows_for(model, arguments)

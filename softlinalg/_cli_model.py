@@ -21,7 +21,7 @@ from softlinalg._nystrom_io import replacing
 from softlinalg._streaming_checkpoint import read_arrays, write_arrays
 from softlinalg.errors import CheckpointCorruptError, CheckpointVersionError, SoftlinalgError
 
-__all__ = ["RidgeModel", "check_folder", "load_model", "save_model"]
+__all__ = ["RidgeModel", "check_folder", "load_model", "save_model", "scaled"]
 
 Host = np.ndarray[Any, Any]
 
@@ -49,12 +49,17 @@ class RidgeModel:
 
     def prepared(self, x: Host) -> Host:
         """Features of rows as the approximation takes them."""
-        with np.errstate(over="ignore"):
-            return np.asarray((x.astype(np.float64) - self.mean) / self.deviation, dtype=self.decomposition.dtype)
+        return scaled(x, self.mean, self.deviation, self.decomposition.dtype)
 
     def predict(self, x: Host) -> Host:
         """Predictions for rows, shape (b, k), float64."""
         return np.asarray(self.decomposition.features(self.prepared(x)).astype(np.float64) @ self.coefficients + self.intercept)
+
+
+def scaled(x: Host, mean: Host, deviation: Host, dtype: Any) -> Host:
+    """Columns less their means, over their deviations; what is too large for `dtype` becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray((x.astype(np.float64) - mean) / deviation, dtype=dtype)
 
 
 def check_folder(folder: Path) -> None:

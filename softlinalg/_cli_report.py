@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 
 from softlinalg._cli_data import require
 from softlinalg._cli_options import CommandError
+from softlinalg._nystrom_io import replacing
 
 __all__ = ["COLORS", "Report", "peak_memory", "plot", "readable_bytes", "summary", "to_json", "write_file"]
 
@@ -128,17 +127,8 @@ def to_json(report: Report) -> str:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
         message = f"{path}: cannot be written: {error.strerror or error}"
         raise CommandError(message) from error

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernels import kernel_matmul
 from softlinalg._nystrom import NystromDecomposition, nystrom
-from softlinalg._nystrom_core import RowStore, Wide, kernel_unit, optional_count
-from softlinalg._nystrom_solve import column_norms, preconditioner_core
+from softlinalg._nystrom_core import Wide, kernel_unit, optional_count
+from softlinalg._nystrom_solve import column_norms, core_product, preconditioner_core
 from softlinalg._ridge_sums import checked_targets, checked_weights
 from softlinalg._settings import flag, is_one_of, shown
 from softlinalg._typing import Array, Namespace, RngLike
@@ -335,18 +335,9 @@ class _System:
 
     def precondition(self, v: Array) -> Array:
         """P^-1 v = v + S^(1/2) F core F^T S^(1/2) v."""
-        wxp, rank = self.wide.xp, self.d.rank
-        if rank == 0:
+        if self.d.rank == 0:
             return v
-        w = self.scaled(v)
-        t = self.wide.zeros(rank, int(v.shape[1]))
-        for start, stop, features in self.d._blocks():
-            t = t + wxp.matrix_transpose(self.wide.widen(features)) @ w[start:stop, :]
-        coefficients = self._core @ t
-        store = RowStore(tuple(v.shape), v, self.wide.dtype, func=self.func, xp=wxp)
-        for start, stop, features in self.d._blocks():
-            store.put(start, stop, self.wide.widen(features) @ coefficients)
-        return v + self.scaled(store.result())
+        return v + self.scaled(core_product(self.d._blocks, self._core, self.scaled(v), func=self.func, wide=self.wide))
 
     def rounding(self) -> float:
         """What rounding can hide in a residual computed in float64, relative to |u|: kernel values, and sums of n terms."""
@@ -495,28 +486,18 @@ def _cholesky_solve(factor: Array, b: Array, *, xp: Namespace) -> Array:
     return _linalg.triangular_solve(factor, _linalg.triangular_solve(factor, b, xp=xp), xp=xp, adjoint=True)
 
 
-def _bar(total: int, *, shown: bool) -> AbstractContextManager[Callable[[int, float], Any]]:
+@contextmanager
+def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int, float], Any]]:
     """A context whose value is called with the steps done and the residual: a bar, or nothing."""
     if not shown:
-        return nullcontext(lambda steps, residual: None)
+        yield lambda steps, residual: None
+        return
     from tqdm.auto import tqdm  # imported late: `import softlinalg` stays quick
 
-    return _Bar(tqdm(total=total, desc="conjugate gradients", unit=" steps"))
+    with tqdm(total=total, desc="conjugate gradients", unit=" steps") as bar:
 
+        def show(steps: int, residual: float) -> None:
+            bar.set_postfix_str(f"residual {residual:.1e}", refresh=False)
+            bar.update(steps - bar.n)
 
-class _Bar:
-    """Closes the bar, and counts through it."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-
-    def __enter__(self) -> Callable[[int, float], Any]:
-        return self.show
-
-    def show(self, steps: int, residual: float) -> None:
-        """So many steps, in all."""
-        self.bar.set_postfix_str(f"residual {residual:.1e}", refresh=False)
-        self.bar.update(steps - self.bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        yield show

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -468,24 +468,13 @@ def _kmeans_seeds(request: _Request) -> tuple[Rows, Host, int]:
     return rows, *_filled(request, rows.to_global(seeds))
 
 
-def _progress(request: _Request, total: int, unit: str) -> AbstractContextManager[Callable[[int], object]]:
+@contextmanager
+def _progress(request: _Request, total: int, unit: str) -> Iterator[Callable[[int], object]]:
     """A progress bar's `update`, or a function that does nothing."""
     if not request.progress:
-        return nullcontext(lambda _: None)
-    return _Bar(total if request.tol is None else math.inf, unit)
+        yield lambda _: None
+        return
+    from tqdm.auto import tqdm  # imported late: `import softlinalg` stays quick
 
-
-class _Bar:
-    """A tqdm bar as a context manager that gives its `update`."""
-
-    def __init__(self, total: float, unit: str) -> None:
-        from tqdm.auto import tqdm  # imported late: `import softlinalg` stays quick
-
-        self._bar = tqdm(total=None if total == math.inf else total, unit=f" {unit}")
-
-    def __enter__(self) -> Callable[[int], object]:
-        update: Callable[[int], object] = self._bar.update
-        return update
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
+    with tqdm(total=total if request.tol is None else None, unit=f" {unit}") as bar:
+        yield bar.update

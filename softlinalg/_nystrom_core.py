@@ -8,8 +8,8 @@ have the dtype of the data. docs/theory/nystrom.md has the theorems and the reas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -456,26 +456,16 @@ def kernel_unit(kernel: Any, landmarks: Array, *, func: str, xp: Namespace) -> f
     return max(_arrays.eps(landmarks.dtype), error if math.isfinite(error) else 0.0)
 
 
-def progress_bar(total: int | None, description: str, *, shown: bool) -> AbstractContextManager[Callable[[int], Any]]:
+@contextmanager
+def progress_bar(total: int | None, description: str, *, shown: bool) -> Iterator[Callable[[int], Any]]:
     """A context whose value is called with the rows done: a bar with rows per second, and the time left if `total` is known; or nothing."""
     if not shown:
-        return nullcontext(lambda _: None)
+        yield lambda _: None
+        return
     from tqdm.auto import tqdm  # imported late: `import softlinalg` stays quick
 
-    return _Bar(tqdm(total=total, desc=description, unit=" rows", unit_scale=True))
-
-
-class _Bar:
-    """Closes the bar, and counts through it."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-
-    def __enter__(self) -> Callable[[int], Any]:
-        return self.bar.update  # type: ignore[no-any-return]
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+    with tqdm(total=total, desc=description, unit=" rows", unit_scale=True) as bar:
+        yield bar.update
 
 
 # ------------------------------------------------------------------------------------------------ arguments

@@ -12,7 +12,7 @@ from softlinalg._kernels import Kernel
 from softlinalg._nystrom_core import RowStore, optional_count, row_spans
 from softlinalg._nystrom_fit import Fit, truncation_errors
 from softlinalg._nystrom_operators import linear_operator
-from softlinalg._nystrom_solve import preconditioner_core, ridge_solve
+from softlinalg._nystrom_solve import core_product, preconditioner_core, ridge_solve
 from softlinalg._settings import whole_number
 from softlinalg._typing import Array, DType
 from softlinalg.errors import InputError, ParameterError, RangeError, ShapeError
@@ -461,14 +461,7 @@ class NystromDecomposition:
             # In float64: P^-1 shrinks the leading directions by up to ridge / g_1, which would drown in the rounding of v.
             factor, was_vector, dtype = self._factor(v, self._n, func=func, name="v")
             v = wide.widen(factor)
-            t = wide.zeros(self.rank, v.shape[-1])
-            for start, stop, features in self._blocks():
-                t = t + wide.xp.matrix_transpose(wide.widen(features)) @ v[start:stop, :]
-            coefficients = core @ t
-            store = RowStore(tuple(v.shape), v, wide.dtype, func=func, xp=wide.xp)
-            for start, stop, features in self._blocks():
-                store.put(start, stop, v[start:stop, :] + wide.widen(features) @ coefficients)
-            result = wide.narrow(store.result(), dtype)
+            result = wide.narrow(v + core_product(self._blocks, core, v, func=func, wide=wide), dtype)
             return result[:, 0] if was_vector else result
 
         return linear_operator(self._n, apply, self.landmarks, xp=self._xp)

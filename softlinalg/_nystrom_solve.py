@@ -14,7 +14,7 @@ from softlinalg._nystrom_core import RowStore, Wide
 from softlinalg._typing import Array, Namespace
 from softlinalg.errors import NumericalError
 
-__all__ = ["column_norms", "preconditioner_core", "ridge_solve"]
+__all__ = ["column_norms", "core_product", "preconditioner_core", "ridge_solve"]
 
 MAX_REFINEMENTS = 8
 """Each step divides the error by about ridge / (u g_1) in float64; two are usual."""
@@ -121,6 +121,18 @@ def column_norms(a: Array, *, xp: Namespace) -> Array:
     scale = xp.where(largest > 0, largest, xp.ones_like(largest))
     with _arrays.quiet(a):
         return scale * xp.sqrt(xp.sum((a / scale) ** 2, axis=0))
+
+
+def core_product(blocks: Blocks, core: Array, v: Array, *, func: str, wide: Wide) -> Array:
+    """F core F^T v for v of shape (n, k) in float64 (`Wide`), by two passes over F."""
+    t = wide.zeros(core.shape[0], int(v.shape[1]))
+    for start, stop, features in blocks():
+        t = t + wide.xp.matrix_transpose(wide.widen(features)) @ v[start:stop, :]
+    coefficients = core @ t
+    store = RowStore(tuple(v.shape), v, wide.dtype, func=func, xp=wide.xp)
+    for start, stop, features in blocks():
+        store.put(start, stop, wide.widen(features) @ coefficients)
+    return store.result()
 
 
 def preconditioner_core(eigenvalues: Array, rotation: Array, ridge: float, *, wide: Wide) -> Array:

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from softlinalg import _arrays
+from softlinalg._attention import default_ridge
 from softlinalg._settings import is_one_of, shown
 from softlinalg.errors import ParameterError
 from softlinalg.torch.functional import gaussian_attention, soft_attention
@@ -34,10 +35,8 @@ class InverseChoice(NamedTuple):
 
     @property
     def resolved_ridge(self) -> float:
-        """The ridge that is added: what was given, else 0 for the published SOFT++ and the default of `soft_attention`."""
-        if self.ridge is not None:
-            return self.ridge
-        return 0.0 if (self.inverse, self.normalization) == ("published", "published") else 0.01
+        """The ridge that is added: what was given, or the default of `soft_attention`."""
+        return default_ridge(self.inverse, self.normalization) if self.ridge is None else self.ridge
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `soft_attention` and `landmark_inverse`."""
