@@ -174,21 +174,21 @@ BREAKAGES = [
         file="_nystrom_core.py",
         old="    cut = max(rtol * largest, math.sqrt(m) * noise * height, 0.0)\n",
         new="    cut = 1e-12\n",
-        tests=("tests/core/test_nystrom.py::test_the_cut_off_is_relative_to_the_largest_eigenvalue",),
+        tests=("tests/core/test_nystrom_core.py::test_the_cut_off_is_relative_to_the_largest_eigenvalue",),
     ),
     Breakage(
         name="wrong-sign-in-woodbury",
         file="_nystrom_solve.py",
         old="            part = (rest[start:stop, :] - f @ coefficients) / ridge\n",
         new="            part = (rest[start:stop, :] + f @ coefficients) / ridge\n",
-        tests=("tests/core/test_nystrom.py::test_systems_are_solved_to_rounding_and_their_determinants_known",),
+        tests=("tests/core/test_nystrom_laws.py::test_systems_are_solved_to_rounding_and_their_determinants_known",),
     ),
     Breakage(
         name="floor-without-the-core",
         file="_nystrom_core.py",
         old="    return from_blocks + whitening.noise * sums[:, 1] + stored_unit * sums[:, 2]\n",
         new="    return stored_unit * sums[:, 2]\n",
-        tests=("tests/core/test_nystrom.py::test_the_trace_error_is_exact_for_the_matrix_returned",),
+        tests=("tests/core/test_nystrom_laws.py::test_the_trace_error_is_exact_for_the_matrix_returned",),
     ),
     Breakage(
         name="floor-of-a-sample-for-all-rows",
@@ -202,7 +202,7 @@ BREAKAGES = [
         file="_nystrom_solve.py",
         old='    smallest = xp.min(xp.where(usable, eigenvalues, xp.full_like(eigenvalues, float("inf"))))\n',
         new="    smallest = xp.max(eigenvalues)\n",
-        tests=("tests/core/test_nystrom.py::test_the_preconditioner_is_the_formula_of_its_paper",),
+        tests=("tests/core/test_nystrom_laws.py::test_the_preconditioner_is_the_formula_of_its_paper",),
     ),
     Breakage(
         name="damage-not-looked-for",
