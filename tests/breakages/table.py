@@ -159,7 +159,7 @@ BREAKAGES = [
         file="_landmark_sampling.py",
         old=" or thresholds[i] * state.residual[local[i]] >= h:",
         new=":",
-        tests=("tests/core/test_landmarks.py::test_accelerated_rpcholesky_has_the_law_of_the_plain_one",),
+        tests=("tests/core/test_landmark_algorithms.py::test_accelerated_rpcholesky_has_the_law_of_the_plain_one",),
     ),
     Breakage(
         name="weights-not-square-roots",
