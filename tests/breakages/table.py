@@ -29,7 +29,7 @@ BREAKAGES = [
         file="_kernel_distances.py",
         old="    return values - _arrays.detach(xp.where(values > 0, values, xp.zeros_like(values)))\n",
         new="    return values\n",
-        tests=("tests/core/test_kernels.py::test_squared_distances_agree_with_differences",),
+        tests=("tests/core/test_kernel_values.py::test_squared_distances_agree_with_differences",),
     ),
     Breakage(
         name="missing-clamp-in-place",
@@ -43,14 +43,14 @@ BREAKAGES = [
         file="_kernel_distances.py",
         old="        z, w = x - center, y - center\n",
         new="        z, w = x, y\n",
-        tests=("tests/core/test_kernels.py::test_squared_distances_agree_with_differences",),
+        tests=("tests/core/test_kernel_values.py::test_squared_distances_agree_with_differences",),
     ),
     Breakage(
         name="far-pairs-left-to-rounding",
         file="_kernel_distances.py",
         old="        return bool(self.xp.any(far)) and bool(self.xp.any(self.far))\n",
         new="        return False\n",
-        tests=("tests/core/test_kernels.py::test_close_points_far_from_the_center_keep_their_distance",),
+        tests=("tests/core/test_kernel_values.py::test_close_points_far_from_the_center_keep_their_distance",),
     ),
     # --------------------------------------------------------------------------------------- iterations
     Breakage(
