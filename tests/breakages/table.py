@@ -79,14 +79,14 @@ BREAKAGES = [
         file="_iterations.py",
         old="    return new if counts is None else xp.where((counts > step)[..., None, None], new, old)\n",
         new="    return new\n",
-        tests=("tests/core/test_iterations.py::test_finished_members_stay_frozen_and_equal_single_runs_bit_for_bit",),
+        tests=("tests/core/test_iteration_transformations.py::test_finished_members_stay_frozen_and_equal_single_runs_bit_for_bit",),
     ),
     Breakage(
         name="derivative-forgets-the-iterate",
         file="_iterations.py",
         old="            dx = dx @ m - x @ (da @ x + a @ dx)\n",
         new="            dx = dx @ m - x @ (da @ x)\n",
-        tests=("tests/core/test_iterations.py::test_jvp_is_the_derivative_that_torch_finds_through_the_loop",),
+        tests=("tests/core/test_iteration_transformations.py::test_jvp_is_the_derivative_that_torch_finds_through_the_loop",),
     ),
     # ------------------------------------------------------------------------------------- certificates
     Breakage(
