@@ -254,7 +254,7 @@ BREAKAGES = [
         file="_streaming_files.py",
         old='must be readable to its end; got: {reason}. Restore the file."\n        raise InputError(message) from error\n',
         new='must be readable to its end; got: {reason}. Restore the file."\n',
-        tests=("tests/core/test_streaming.py::test_a_truncated_file_is_refused",),
+        tests=("tests/core/test_streaming_sources.py::test_a_truncated_file_is_refused",),
     ),
     Breakage(
         name="task-held-by-one-worker",
