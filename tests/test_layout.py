@@ -1,4 +1,4 @@
-"""The order of imports, the words that the core may not say, and what `import softlinalg` costs."""
+"""The order of imports, the words that the core may not say, the length of files, and what `import softlinalg` costs."""
 
 from __future__ import annotations
 
@@ -257,6 +257,19 @@ def test_no_file_can_run_code_that_it_reads(module: str) -> None:
 )
 def test_the_search_for_such_code_finds_it(code: str) -> None:
     assert list(_dangers(ast.parse(code)))
+
+
+# ------------------------------------------------------------------------------------------- length of files
+LONGEST = 600
+"""Lines of a file that is still read as a whole."""
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    root = Path(__file__).resolve().parents[1]
+    files = [path for folder in ("softlinalg", "tests", "examples", "docs") for path in (root / folder).rglob("*.py")]
+    lines = {str(path.relative_to(root)): path.read_bytes().count(b"\n") for path in files}
+    assert len(lines) > 200, "the files are there to be counted"
+    assert not {name: count for name, count in lines.items() if count > LONGEST}, "split them by their sections"
 
 
 # --------------------------------------------------------------------------------------------- public names

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from softlinalg import _inputs
+from softlinalg._filters import newton_raphson_steps
 from softlinalg._settings import shown, whole_number
 from softlinalg.errors import ConvergenceError, ParameterError
 from softlinalg.torch.landmark_attention import LandmarkAttention
@@ -27,6 +29,8 @@ M = TypeVar("M", bound=nn.Module)
 
 SIDE = 32
 """Sides of images are multiples of the stride of the last stage, and at least `SMALLEST`."""
+MOST_LANDMARKS = 784
+"""Supposed where their number follows from the input: 49 at 224 pixels are 784 at 896."""
 SMALLEST, LARGEST = 128, 4096
 
 
@@ -44,23 +48,26 @@ class ExportReport(NamedTuple):
         return "\n".join([self.path, "input, difference to the model", *lines])
 
 
-def exportable(model: M, *, steps: int = 30) -> M:
+def exportable(model: M, *, steps: int | None = None) -> M:
     """A copy of a model in evaluation mode, whose landmark matrices are inverted by products alone.
 
     Parameters
     ----------
     model : Module
         With `SoftAttention` in it, at any depth.
-    steps : int, default 30
-        Of the Newton-Raphson iteration, for inverses that were "certified" or "exact": with the ridge of 0.01 and 49 landmarks the
-        condition is at most 4,900, for which 26 converge. Published inverses keep their steps.
+    steps : int, optional
+        Of the Newton-Raphson iteration, for inverses that were "certified" or "exact". Default: as many as converge whatever the input,
+        which the number m of landmarks and the ridge tell, as the condition is at most (m + ridge) / ridge: 28 for 49 landmarks and the
+        ridge of 0.01, 32 for 196. Where m follows from the input ("conv", landmarks="ratio") 784 are supposed: 36. Published inverses
+        keep their steps.
 
     Returns
     -------
     Module
         Same weights, copied.
     """
-    whole_number(steps, func="exportable", name="steps", minimum=1, remedy="The default is 30.")
+    if steps is not None:
+        whole_number(steps, func="exportable", name="steps", minimum=1, remedy="None takes as many as converge.")
     if not isinstance(model, nn.Module):
         message = f"exportable: model must be a module; got {shown(model)}. Build one, such as soft_tiny()."
         raise ParameterError(message)
@@ -68,8 +75,17 @@ def exportable(model: M, *, steps: int = 30) -> M:
     for module in copied.modules():
         if isinstance(module, LandmarkAttention) and module.choice.inverse != "published":
             choice = module.choice
-            module.choice = choice._replace(inverse="published", steps=steps, ridge=choice.resolved_ridge)
+            enough = steps or _steps_that_converge(module)
+            module.choice = choice._replace(inverse="published", steps=enough, ridge=choice.resolved_ridge)
     return copied
+
+
+def _steps_that_converge(module: LandmarkAttention) -> int:
+    """Steps after which float32 has no better inverse of W + ridge I, W a kernel matrix with a unit diagonal: its norm is at most m."""
+    count = module.landmarks if isinstance(module.landmarks, int) and module.sampler_name != "conv" else MOST_LANDMARKS
+    ridge = module.choice.resolved_ridge
+    condition = (count + ridge) / ridge if ridge > 0 else math.inf
+    return newton_raphson_steps(min(condition, 1e7), 1e-7, scale=1.8)
 
 
 def export_onnx(
@@ -78,7 +94,7 @@ def export_onnx(
     example: Tensor | None = None,
     *,
     dynamic: Sequence[int] | None = None,
-    steps: int = 30,
+    steps: int | None = None,
     tol: float = 1e-4,
 ) -> ExportReport:
     """Write a model as an ONNX file and run it with onnxruntime beside the model, at three sizes.
@@ -93,7 +109,7 @@ def export_onnx(
         An input. Default: images (2, in_chans, 256, 224).
     dynamic : sequence of int, optional
         Axes of the input that are left open. Default: all but the second for images (4 axes), the first two for sequences (3 axes).
-    steps : int, default 30
+    steps : int, optional
         See `exportable`.
     tol : float, default 1e-4
         Difference to the model that is allowed, relative to its largest output.

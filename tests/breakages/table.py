@@ -29,7 +29,7 @@ BREAKAGES = [
         file="_kernel_distances.py",
         old="    return values - _arrays.detach(xp.where(values > 0, values, xp.zeros_like(values)))\n",
         new="    return values\n",
-        tests=("tests/core/test_kernels.py::test_squared_distances_agree_with_differences",),
+        tests=("tests/core/test_kernel_values.py::test_squared_distances_agree_with_differences",),
     ),
     Breakage(
         name="missing-clamp-in-place",
@@ -43,14 +43,14 @@ BREAKAGES = [
         file="_kernel_distances.py",
         old="        z, w = x - center, y - center\n",
         new="        z, w = x, y\n",
-        tests=("tests/core/test_kernels.py::test_squared_distances_agree_with_differences",),
+        tests=("tests/core/test_kernel_values.py::test_squared_distances_agree_with_differences",),
     ),
     Breakage(
         name="far-pairs-left-to-rounding",
         file="_kernel_distances.py",
         old="        return bool(self.xp.any(far)) and bool(self.xp.any(self.far))\n",
         new="        return False\n",
-        tests=("tests/core/test_kernels.py::test_close_points_far_from_the_center_keep_their_distance",),
+        tests=("tests/core/test_kernel_values.py::test_close_points_far_from_the_center_keep_their_distance",),
     ),
     # --------------------------------------------------------------------------------------- iterations
     Breakage(
@@ -79,14 +79,14 @@ BREAKAGES = [
         file="_iterations.py",
         old="    return new if counts is None else xp.where((counts > step)[..., None, None], new, old)\n",
         new="    return new\n",
-        tests=("tests/core/test_iterations.py::test_finished_members_stay_frozen_and_equal_single_runs_bit_for_bit",),
+        tests=("tests/core/test_iteration_transformations.py::test_finished_members_stay_frozen_and_equal_single_runs_bit_for_bit",),
     ),
     Breakage(
         name="derivative-forgets-the-iterate",
         file="_iterations.py",
         old="            dx = dx @ m - x @ (da @ x + a @ dx)\n",
         new="            dx = dx @ m - x @ (da @ x)\n",
-        tests=("tests/core/test_iterations.py::test_jvp_is_the_derivative_that_torch_finds_through_the_loop",),
+        tests=("tests/core/test_iteration_transformations.py::test_jvp_is_the_derivative_that_torch_finds_through_the_loop",),
     ),
     # ------------------------------------------------------------------------------------- certificates
     Breakage(
@@ -159,7 +159,7 @@ BREAKAGES = [
         file="_landmark_sampling.py",
         old=" or thresholds[i] * state.residual[local[i]] >= h:",
         new=":",
-        tests=("tests/core/test_landmarks.py::test_accelerated_rpcholesky_has_the_law_of_the_plain_one",),
+        tests=("tests/core/test_landmark_algorithms.py::test_accelerated_rpcholesky_has_the_law_of_the_plain_one",),
     ),
     Breakage(
         name="weights-not-square-roots",
@@ -174,21 +174,21 @@ BREAKAGES = [
         file="_nystrom_core.py",
         old="    cut = max(rtol * largest, math.sqrt(m) * noise * height, 0.0)\n",
         new="    cut = 1e-12\n",
-        tests=("tests/core/test_nystrom.py::test_the_cut_off_is_relative_to_the_largest_eigenvalue",),
+        tests=("tests/core/test_nystrom_core.py::test_the_cut_off_is_relative_to_the_largest_eigenvalue",),
     ),
     Breakage(
         name="wrong-sign-in-woodbury",
         file="_nystrom_solve.py",
         old="            part = (rest[start:stop, :] - f @ coefficients) / ridge\n",
         new="            part = (rest[start:stop, :] + f @ coefficients) / ridge\n",
-        tests=("tests/core/test_nystrom.py::test_systems_are_solved_to_rounding_and_their_determinants_known",),
+        tests=("tests/core/test_nystrom_laws.py::test_systems_are_solved_to_rounding_and_their_determinants_known",),
     ),
     Breakage(
         name="floor-without-the-core",
         file="_nystrom_core.py",
         old="    return from_blocks + whitening.noise * sums[:, 1] + stored_unit * sums[:, 2]\n",
         new="    return stored_unit * sums[:, 2]\n",
-        tests=("tests/core/test_nystrom.py::test_the_trace_error_is_exact_for_the_matrix_returned",),
+        tests=("tests/core/test_nystrom_laws.py::test_the_trace_error_is_exact_for_the_matrix_returned",),
     ),
     Breakage(
         name="floor-of-a-sample-for-all-rows",
@@ -202,7 +202,7 @@ BREAKAGES = [
         file="_nystrom_solve.py",
         old='    smallest = xp.min(xp.where(usable, eigenvalues, xp.full_like(eigenvalues, float("inf"))))\n',
         new="    smallest = xp.max(eigenvalues)\n",
-        tests=("tests/core/test_nystrom.py::test_the_preconditioner_is_the_formula_of_its_paper",),
+        tests=("tests/core/test_nystrom_laws.py::test_the_preconditioner_is_the_formula_of_its_paper",),
     ),
     Breakage(
         name="damage-not-looked-for",
@@ -254,7 +254,7 @@ BREAKAGES = [
         file="_streaming_files.py",
         old='must be readable to its end; got: {reason}. Restore the file."\n        raise InputError(message) from error\n',
         new='must be readable to its end; got: {reason}. Restore the file."\n',
-        tests=("tests/core/test_streaming.py::test_a_truncated_file_is_refused",),
+        tests=("tests/core/test_streaming_sources.py::test_a_truncated_file_is_refused",),
     ),
     Breakage(
         name="task-held-by-one-worker",

@@ -9,26 +9,20 @@ import warnings
 import numpy as np
 import pytest
 import scipy.linalg
+from assertion_cases import HALF, POINTS, SQUARE, fails, numpy_pinv
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import softlinalg
 from softlinalg import errors
-from softlinalg.testing import _failures, _gradients, assertions, build_attention, build_matrix, build_points, gallery, ratios, strategies
+from softlinalg.testing import _failures, assertions, build_attention, build_matrix, build_points, gallery, ratios, strategies
 from softlinalg.testing.assertions import AccuracyError
 
 torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax")
 
-HALF = ratios.THRESHOLD / 2
 DEFICIENT = build_matrix(shape=(6, 4), rank=2, cond=400.0, dtype="float32", seed=17)
-SQUARE = build_matrix(shape=(5, 5), cond=30.0, seed=3)
 PSD = build_matrix(shape=(5, 5), rank=4, structure="psd", cond=30.0, seed=3)
-POINTS = build_points(shape=(20, 3), seed=3)
-
-
-def numpy_pinv(a):
-    return np.linalg.pinv(a, rtol=None)
 
 
 def torch_pinv(a):
@@ -38,11 +32,6 @@ def torch_pinv(a):
 def jax_pinv(a):
     with jax.enable_x64(True):
         return np.asarray(jax.numpy.linalg.pinv(a))
-
-
-def fails(law: str, *words: str):
-    """The assertion fails on this law, with these words and an explanation in its message."""
-    return pytest.raises(AccuracyError, match="(?s)" + ".*".join([re.escape(law), *words]))
 
 
 # ---------------------------------------------------------------------------------------- pseudo-inverses
@@ -360,220 +349,6 @@ def test_an_unconverged_inverse_in_attention_is_found():
     case = build_attention(tokens=12, features=2, landmarks=8, dtype="float64")
     with fails("'output'"):
         assertions.assert_attention_matches(lambda *z, **k: softlinalg.soft_attention(*z, inverse="published", **k), case, kind="soft")
-
-
-# ---------------------------------------------------------------------------------------------- gradients
-def pinv_vjp(a, g):
-    return softlinalg.pinv_vjp(a, numpy_pinv(a), g)
-
-
-def pinv_jvp(a, t):
-    return softlinalg.pinv_jvp(a, numpy_pinv(a), t)
-
-
-TALL = build_matrix(shape=(5, 3), cond=20.0, seed=1).A
-
-
-def test_true_gradients_pass():
-    assertions.assert_gradient(numpy_pinv, TALL, vjp=pinv_vjp, jvp=pinv_jvp, kappa=400, threshold=HALF)
-    assertions.assert_gradient(
-        lambda a: np.exp(-a * a / 2), TALL, vjp=lambda a, g: -a * np.exp(-a * a / 2) * g, complex_step=True, threshold=HALF
-    )
-    assertions.assert_gradient(
-        lambda a, b: a @ b, [TALL, TALL.T], vjp=lambda a, b, g: (g @ b.T, a.T @ g), jvp=lambda a, b, s, t: s @ b + a @ t
-    )
-    assertions.assert_gradient(
-        lambda a: softlinalg.ridge_inverse(a, 0.1),
-        build_matrix(shape=(4, 4), structure="psd", cond=10.0).A,
-        vjp=lambda a, g: softlinalg.ridge_inverse_vjp(softlinalg.ridge_inverse(a, 0.1), g)[0],
-        direction=lambda d: (d + d.T) / 2,
-        kappa=100,
-    )
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_derivatives_of_the_library_are_the_default(dtype):
-    x = torch.tensor(TALL, dtype=getattr(torch, dtype))
-    assertions.assert_gradient(torch.linalg.pinv, x, kappa=400, threshold=HALF)
-    if dtype == "float64":  # compiled for a second data type it would say nothing new
-        with jax.enable_x64(True):
-            assertions.assert_gradient(jax.numpy.linalg.pinv, jax.numpy.asarray(TALL), kappa=400, threshold=HALF)
-    with pytest.raises(errors.ParameterError, match="vjp must be given"):
-        assertions.assert_gradient(softlinalg.pinv, TALL)
-
-
-@pytest.mark.parametrize(
-    ("law", "settings_"),
-    [
-        ("vjp = difference", {"vjp": lambda a, g: 1.0001 * pinv_vjp(a, g)}),
-        ("vjp = difference", {"vjp": lambda a, g: -np.linalg.pinv(a).T @ g @ np.linalg.pinv(a).T}),
-        ("vjp = difference", {"vjp": lambda a, g: np.zeros_like(a)}),
-        ("gradient finite", {"vjp": lambda a, g: np.full_like(a, np.nan)}),
-        ("gradient finite", {"vjp": lambda a, g: pinv_vjp(a, g).T}),
-        ("vjp linear", {"vjp": lambda a, g: pinv_vjp(a, g) * (1 + np.linalg.norm(g))}),
-        ("jvp = difference", {"vjp": pinv_vjp, "jvp": lambda a, t: pinv_jvp(a, t) * 1.001}),
-        ("vjp adjoint to jvp", {"vjp": lambda a, g: pinv_vjp(a, g) * (1 + 1e-9), "jvp": pinv_jvp}),
-        ("jvp = difference", {"vjp": pinv_vjp, "jvp": lambda a, t: pinv_jvp(a, t)[:1]}),
-    ],
-)
-def test_mistakes_in_a_gradient_are_found(law, settings_):
-    with pytest.raises(AccuracyError) as caught:
-        assertions.assert_gradient(numpy_pinv, TALL, kappa=400, **settings_)
-    assert law in str(caught.value)
-    assert caught.value.property == law or law in str(caught.value).split("All ratios:")[1]
-    assert "seed [0, 0]" in str(caught.value)
-
-
-def test_the_worst_entry_of_a_gradient_is_named():
-    def wrong(a, g):
-        out = pinv_vjp(a, g)
-        out[3, 1] *= 1.5
-        return out
-
-    with fails("'vjp = difference'", r"Worst entry: \[3, 1\]: got "):
-        assertions.assert_gradient(numpy_pinv, TALL, vjp=wrong, kappa=400)
-
-
-def test_the_complex_step_finds_what_differences_cannot():
-    cubed = lambda a: a**3  # noqa: E731
-    with fails("'vjp = complex step'"):
-        assertions.assert_gradient(cubed, TALL, vjp=lambda a, g: 3 * a**2 * g * (1 + 1e-11), complex_step=True)
-
-
-def test_kinks_and_noise_do_not_settle():
-    rng = np.random.default_rng(0)
-    with fails("difference settles"):
-        assertions.assert_gradient(lambda a: a + 1e-2 * rng.standard_normal(a.shape), TALL, vjp=lambda a, g: g, threshold=30)
-
-
-@pytest.mark.parametrize("order", [2, 4, 6])
-def test_stencils_have_their_order(order):
-    weights = _gradients.STENCILS[order]
-    errors_ = [abs(sum(w * (math.exp(k * h) - math.exp(-k * h)) for k, w in weights) / h - 1) for h in (0.2, 0.1)]
-    assert math.log2(errors_[0] / errors_[1]) == pytest.approx(order, abs=0.1)
-
-
-def test_the_error_bar_covers_the_error():
-    for scale in (0.01, 1.0, 30.0):
-        got, bar = _gradients.directional_difference(lambda t, s=scale: np.sin(s * (1 + t) * np.arange(1, 5)), u=2.0**-52)
-        expected = scale * np.arange(1, 5) * np.cos(scale * np.arange(1, 5))
-        assert np.linalg.norm(got - expected) <= 10 * bar
-        assert bar <= 1e-6 * max(1, np.linalg.norm(expected))
-
-
-# ----------------------------------------------------------------------------------------------- behaviour
-BATCH = build_matrix(shape=(4, 3), batch=(3,), cond=10.0, seed=1)
-
-
-def test_batches():
-    assertions.assert_batch_independent(softlinalg.pinv, BATCH)
-    assertions.assert_batch_independent(lambda a: softlinalg.pinv(a, check_finite=False), BATCH)
-    assertions.assert_batch_independent(lambda a, b: a @ b, [BATCH.A, np.swapaxes(BATCH.A, -1, -2)])
-    assertions.assert_batch_independent(softlinalg.pinv, build_matrix(shape=(4, 3), batch=(3,), xp="torch", seed=1))
-    assertions.assert_batch_independent(lambda a: a + a, BATCH, bitwise=True)
-
-
-@pytest.mark.parametrize(
-    ("mistake", "words"),
-    [
-        (lambda a: a / np.abs(a).max(), "'alone as in the batch'.*Member \\d of 3"),
-        (lambda a: a * np.arange(1, 1 + len(a))[:, None, None] / len(a), "'alone as in the batch'"),
-        (lambda a: a * np.where(np.arange(len(a)) == 0, 1, 1 + 1e-3 * (len(a) > 1))[:, None, None], "'alone as in the batch'"),
-        (lambda a: a + 0 * np.sum(a), "'NaN of a batch mate'.*equal bits"),
-        (lambda a: a[0] if len(a) > 1 else a, "shapes"),
-    ],
-)
-def test_dependence_on_batch_mates_is_found(mistake, words):
-    with pytest.raises(AccuracyError, match=f"(?s){words}"):
-        assertions.assert_batch_independent(mistake, BATCH)
-
-
-def test_bits_count_only_where_asked():
-    def last_bit(a):
-        return a * (1 + 2.0**-52 * (len(a) > 1))
-
-    assertions.assert_batch_independent(last_bit, BATCH, poison=False)
-    with fails("'alone as in the batch'", "Unit: equal bits"):
-        assertions.assert_batch_independent(last_bit, BATCH, bitwise=True)
-    with fails("'NaN of a batch mate'", "equal bits"):
-        assertions.assert_batch_independent(lambda a: a * (1 + 2.0**-52 * np.isnan(a).any()), BATCH)
-
-
-def test_parity():
-    assertions.assert_backend_parity(softlinalg.pinv, BATCH)
-    assertions.assert_backend_parity(lambda x, y: softlinalg.gaussian_kernel(x, y), [POINTS.x, POINTS.x[:4]])
-    with fails("parity of", "on torch", "numpy array came back for a torch array"):
-        assertions.assert_backend_parity(lambda a: np.asarray(a), BATCH, namespaces=("numpy", "torch"))
-    with fails("'libraries agree'", "torch against numpy"):
-        assertions.assert_backend_parity(lambda a: a * (1 + (type(a).__module__ == "torch") * 1e-3), BATCH, namespaces=("numpy", "torch"))
-    with fails("the result is float32, the input float64"):
-        assertions.assert_backend_parity(lambda a: a.astype("float32"), BATCH, namespaces=("numpy",))
-
-
-def test_layouts():
-    assertions.assert_layout_invariant(softlinalg.pinv, BATCH)
-    assertions.assert_layout_invariant(softlinalg.pinv, build_matrix(shape=(4, 3), xp="torch"))
-
-    def memory_order(a):
-        return np.frombuffer(np.asarray(a).tobytes(order="A"), dtype=a.dtype).reshape(a.shape).astype("float64")
-
-    with fails("'layouts agree'", "Layout F against"):
-        assertions.assert_layout_invariant(memory_order, SQUARE)
-
-    def writes(a):
-        if a.flags.writeable:
-            a[0] = 0
-        return a * 1.0
-
-    with fails("input was changed"):
-        assertions.assert_layout_invariant(writes, build_matrix(shape=(3, 3), rank=3, s=(1.0, 1.0, 1.0)), layouts=["C"])
-
-
-def test_inputs_stay_as_they_are(backend):
-    a = backend.asarray(SQUARE.host)
-    assert type(assertions.assert_input_unchanged(lambda x: x @ x, a)) is type(a)
-    if backend.name == "numpy":
-
-        def in_place(a, ridge):
-            a += ridge * np.eye(5)
-            return np.linalg.inv(a)
-
-        with fails("the input was changed", "Repeat: softlinalg.testing.build_matrix"):
-            assertions.assert_input_unchanged(in_place, build_matrix(shape=(5, 5), seed=9), 0.1)
-
-
-def test_documented_errors():
-    drawn = [strategies.BadInput(None, "None"), strategies.BadInput(np.full((2, 2), np.nan), "NaN"), strategies.BadInput("text", "text")]
-    assertions.assert_errors_documented(softlinalg.pinv, drawn, max_length=400)
-    with fails("3 bad inputs were not refused", "NaN: raised LinAlgError", "callers cannot catch"):
-        assertions.assert_errors_documented(lambda a: np.linalg.pinv(a), [*drawn[:2], strategies.BadInput(np.ones(3), "one axis")])
-    with fails("accepted, giving a int"):
-        assertions.assert_errors_documented(lambda a: 1, "anything")
-
-    def wordy(a):
-        raise ValueError("two\nlines")
-
-    with fails("a message of 9 characters in 2 lines"):
-        assertions.assert_errors_documented(wordy, [1], allowed=(ValueError,), max_length=400)
-    with fails("without a message"):
-        assertions.assert_errors_documented(lambda a: (_ for _ in ()).throw(ValueError()), [1], allowed=(ValueError,))
-
-
-@settings(max_examples=60)
-@given(bad=strategies.bad_inputs())
-def test_our_pinv_refuses_bad_inputs_with_documented_errors(bad):
-    assertions.assert_errors_documented(softlinalg.pinv, bad, max_length=400)
-
-
-def test_no_worse_than_a_reference():
-    assertions.assert_no_worse_than(softlinalg.pinv, np.linalg.pinv, SQUARE)
-    assertions.assert_no_worse_than(lambda a: np.exp(a), lambda a: np.exp(a), SQUARE.A.astype(np.float32), np.exp)
-    with fails("no worse than the reference", "allowed is 2 times that"):
-        assertions.assert_no_worse_than(
-            lambda a: np.linalg.inv(a.T @ a) @ a.T, np.linalg.pinv, build_matrix(shape=(5, 5), cond=1e6, seed=1)
-        )
-    with pytest.raises(ValueError, match="oracle must be given"):
-        assertions.assert_no_worse_than(np.exp, np.exp, SQUARE.A)
 
 
 # ----------------------------------------------------------------------------------------------- hypothesis

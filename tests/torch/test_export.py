@@ -45,6 +45,25 @@ def test_products_invert_nearly_equal_landmarks(ridge):
         torch.testing.assert_close(exportable(model)(x), model(x), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("landmarks", "ridge", "sampler", "steps"), [(49, 0.01, "pool", 28), (196, 0.01, "pool", 32), (16, 1.0, "conv", 23)]
+)
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
+def test_the_steps_converge_whatever_the_input(landmarks, ridge, sampler, steps, spread):
+    torch.manual_seed(0)
+    ratio = 4 if sampler == "conv" else None
+    model = SoftAttention(16, 2, landmarks=landmarks, sampler=sampler, ratio=ratio, grid_dims=1, ridge=ridge, inverse="exact").eval()
+    copied = exportable(model)
+    assert {module.choice.steps for module in copied.modules() if hasattr(module, "choice")} == {steps}
+    x = spread * torch.randn(1, 400, 16)
+    allowed = torch.finfo(torch.float32).eps * (landmarks + ridge) / ridge  # of an inverse at the largest condition, in float32
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(copied(x), expected, rtol=0, atol=allowed * float(expected.abs().max()))
+        if spread == 1 and ridge < 1:
+            assert (exportable(model, steps=steps // 2)(x) - expected).abs().max() > allowed * expected.abs().max()
+
+
 def test_an_exported_attention_takes_any_number_of_tokens():
     # test_autograd.py exports every inverse, with open numbers of tokens; here the simplest serves.
     torch.manual_seed(0)
@@ -66,7 +85,7 @@ def test_attention_as_onnx_with_open_batch_and_tokens(tmp_path):
     lloyd.steps = 1
     path = tmp_path / "attention.onnx"
     with pytest.raises(ConvergenceError, match="tol=1e-12") as caught:  # refuses what is not as near as was asked for
-        export_onnx(model, path, torch.randn(3, 21, 16), steps=20, tol=1e-12)
+        export_onnx(model, path, torch.randn(3, 21, 16), tol=1e-12)
     report = caught.value.info
     assert report.path == str(path)
     assert {size[1] for size in report.sizes} == {14, 21, 28}
@@ -80,7 +99,7 @@ def test_a_backbone_as_onnx(tmp_path):
     needs_onnx()
     torch.manual_seed(0)
     model = SoftBackbone((8, 8, 16, 16), (1, 1, 2, 2), (1, 0, 0, 0), num_classes=3, img_size=32, landmarks=4)
-    report = export_onnx(model, tmp_path / "backbone.onnx", torch.randn(2, 3, 128, 64), dynamic=(0,), steps=20)
+    report = export_onnx(model, tmp_path / "backbone.onnx", torch.randn(2, 3, 128, 64), dynamic=(0,))
     assert {size[0] for size in report.sizes} == {1, 2, 3}
     assert 0 < max(report.errors) < 1e-5
 
