@@ -60,8 +60,8 @@ def ridge_inverse(
         Relative error in the spectral norm that must be certified. Default 1e-3 below float64, 1e-6 in float64; the
         direct methods deliver what their rounding allows, whatever `tol` is.
     method : {"auto", "cholesky", "eigh", "chebyshev", "newton"}
-        "auto" is Cholesky, 3 to 12 times faster than every iteration where there is LAPACK. "chebyshev" (Chebyshev-scaled
-        Newton) and "newton" use matrix products only, in the data type of `a`, and need ridge > 0.
+        "auto" is Cholesky, on a CPU 8 to 20 times faster than an iteration with its certificate (49 to 256 rows). "chebyshev"
+        (Chebyshev-scaled Newton) and "newton" use matrix products only, in the data type of `a`, and need ridge > 0.
     on_failure : {"fallback", "raise", "warn"}
         For matrices whose error is not certified: try Cholesky, then eigh, for those alone, and warn if that fails too;
         raise ConvergenceError; or warn.
