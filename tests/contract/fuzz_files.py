@@ -42,6 +42,23 @@ def _is_installed_module(code: Any) -> bool:
     return getattr(code, "co_name", "") == "<module>" and getattr(code, "co_filename", "").startswith((sys.prefix, sys.base_prefix))
 
 
+def _is_importing() -> bool:
+    """Is the body of an installed module running, which executes text to make its named tuples and data classes?"""
+    frame = sys._getframe(2)
+    while frame is not None and not _is_installed_module(frame.f_code):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _callers() -> str:
+    """Where it happened: the functions on the way there, the last ones first."""
+    frame, names = sys._getframe(2), []
+    while frame is not None and len(names) < 12:
+        names.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}")
+        frame = frame.f_back
+    return " < ".join(names)
+
+
 class Watch:
     """What happened while it was on."""
 
@@ -52,10 +69,10 @@ class Watch:
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.on:
             return
-        if event == "exec" and _is_installed_module(arguments[0]):
+        if event == "exec" and (_is_installed_module(arguments[0]) or _is_importing()):
             return
         if event in WATCHED:
-            self.seen[f"{event} {str(arguments[0])[:60]}"] += 1
+            self.seen[f"{event} {str(arguments[0])[:60]} in {_callers()}"] += 1
         elif event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
             self.seen[f"open {arguments[0]} {arguments[1]}"] += 1
 
