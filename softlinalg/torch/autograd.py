@@ -269,7 +269,7 @@ class _KernelInverse(torch.autograd.Function):
 
 def kernel_inverse(landmarks: Tensor, scale: float, settings: InverseSettings, gradient: str) -> tuple[Tensor, Factors | None]:
     """The inverse of `landmark_kernel`: of few plain landmarks at one go, with what that has made for `Columns`; else in two steps."""
-    if settings.normalization != "published" and is_plain(landmarks):
+    if settings.normalization != "published" and is_plain(landmarks) and _on_device(landmarks) is None:
         found = _attention.kernel_and_inverse(landmarks.detach(), scale, settings, xp=xp)
         if found is not None:
             w, x, factors = found

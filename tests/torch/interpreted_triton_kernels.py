@@ -117,12 +117,12 @@ def test_the_inverse_is_certified_and_right(m: int, dispatched: list[str]) -> No
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered in matmul")  # by which the interpreter says so
 def test_matrices_beyond_its_reach_are_inverted_another_way(dispatched: list[str]) -> None:
-    w = torch.ones(2, 40, 40, dtype=torch.float64)  # float32 overflows at a condition of 4e10
-    settings = autograd._attention.InverseSettings(is_kernel=True, ridge=1e-9)
+    w = torch.ones(2, 40, 40, dtype=torch.float64)  # float32 overflows at a condition of 4e9
+    settings = autograd._attention.InverseSettings(is_kernel=True, ridge=1e-8)
     found = autograd._plain_inverse(w, settings)
     assert dispatched == ["kernel_matrix_inverse gave up"]
-    exact = (torch.eye(40, dtype=torch.float64) - w / (40 + 1e-9)) / 1e-9
-    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5 * 1e9)
+    exact = (torch.eye(40, dtype=torch.float64) - w / (40 + 1e-8)) / 1e-8
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5 * 1e8)
 
 
 def test_matrices_that_are_not_of_landmarks_are_checked_first(dispatched: list[str]) -> None:
