@@ -133,6 +133,11 @@ class NystromFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Nystrom
         return xp.astype(self._map(X, func=type(self).__name__), X.dtype, copy=False)
 
 
+def _no_targets(X: Any) -> Any:
+    """Zeros for the sums, of which the components need those of the features alone."""
+    return 0 * X[:, 0]
+
+
 class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstimator):  # type: ignore[misc]
     r"""Kernel principal component analysis in Nystrom features, for data too many for `sklearn.decomposition.KernelPCA`.
 
@@ -227,7 +232,7 @@ class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstim
         d = self._approximated(X, None, self.rank, xp)
         self._left_out = d.trace_error / d.shape[0]
         self.landmarks_ = d.landmarks
-        self._finish(decomposition_sums(d, X[:, 0]))
+        self._finish(decomposition_sums(d, _no_targets(X)))
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
@@ -243,7 +248,7 @@ class NystromPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NystromEstim
         X, xp = self._validated(X, reset=False, method="partial_fit")
         sums = self._sums
         for start, stop, features in self._map.blocks(self._map.checked(X, func=type(self).__name__)[0], xp=xp):
-            sums = merge_ridge_sums(sums, ridge_sums(features, X[start:stop, 0]))
+            sums = merge_ridge_sums(sums, ridge_sums(features, _no_targets(X[start:stop, ...])))
         self._finish(sums)
         return self
 

@@ -326,6 +326,13 @@ def test_ratios_count_what_the_approximation_leaves_out():
     np.testing.assert_allclose(np.sum(NystromPCA(length_scale=1.0, rank=200).fit(x).explained_variance_ratio_), 1, atol=1e-6)
 
 
+def test_components_do_not_depend_on_the_unit_of_the_data():
+    x = np.random.default_rng(0).standard_normal((60, 3))
+    expected = NystromPCA(3, kernel=Gaussian(1.5), random_state=0).fit_transform(x)
+    unit = 2.0**600  # beyond what could be squared
+    np.testing.assert_array_equal(NystromPCA(3, kernel=Gaussian(1.5 * unit), random_state=0).fit_transform(unit * x), expected)
+
+
 def test_clusters_are_those_of_spectral_clustering():
     x, truth = make_moons(400, noise=0.05, random_state=0)
     ours = NystromSpectralClustering(2, length_scale=0.15, rank=150, random_state=0).fit(x)
