@@ -197,6 +197,7 @@ FOUND = (
     "- `torch.SoftAttention` and `torch.SoftBlock` let a TypeError through where `grid` is an array without axes.",
     "- `testing.build_attention` let a TypeError through where a size is None, and quoted numbers of hundreds of digits;",
     "  `testing.build_gram` could not write fractions.",
+    "- `sklearn.NystromPCA` refused data whose first column is beyond 1e144, and named another function.",
 )
 """What the page says of the past."""
 
