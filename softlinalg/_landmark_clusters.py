@@ -91,17 +91,23 @@ def assign(rows: Rows, landmarks: Array) -> tuple[Array, Array, float]:
 
 def _nearest(block: Array, own: Array, transposed: Array, half: Array, slack: float, *, xp: Namespace) -> tuple[Array, Array]:
     """Of each row the first of the nearest landmarks, and (|x - l|^2 - |x|^2) / 2 for the nearest."""
+    of_half, of_row = slack * half, slack * own
     if _arrays.is_cpu(block) and _arrays.may_reuse_buffers(block, transposed):
-        rows, own, transposed, half = (_arrays.host_view(x, xp=xp)[0] for x in (block, own, transposed, half))
-        labels, nearest = _nearest_in_cache(rows, own, transposed, half, slack)
+        hosts = (_arrays.host_view(x, xp=xp)[0] for x in (block, transposed, half, of_half, of_row))
+        labels, nearest = _nearest_in_cache(*hosts)
         return _arrays.from_numpy(labels, block, xp=xp), _arrays.from_numpy(nearest, block, xp=xp)
-    scores = half[None, :] - block @ transposed
+    return _first_that_ties(block @ transposed, half, of_half, of_row, xp=xp)
+
+
+def _first_that_ties(products: Array, half: Array, of_half: Array, of_row: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """The same from products x.l, with the slack of each landmark and of each row."""
+    scores = half[None, :] - products
     best = xp.min(scores, axis=1)
-    tied = scores - slack * half[None, :] <= (best + slack * own)[:, None]
+    tied = scores - of_half[None, :] <= (best + of_row)[:, None]
     return xp.argmax(xp.astype(tied, xp.int8), axis=1), best
 
 
-def _nearest_in_cache(block: Host, own: Host, transposed: Host, half: Host, slack: float) -> tuple[Host, Host]:
+def _nearest_in_cache(block: Host, transposed: Host, half: Host, of_half: Host, of_row: Host) -> tuple[Host, Host]:
     """The same for arrays of the host, a few rows at a time: scores are still in the cache when the nearest is looked for.
 
     Compiled code visits them once more; NumPy, where there is no compiler, six times.
@@ -109,7 +115,6 @@ def _nearest_in_cache(block: Host, own: Host, transposed: Host, half: Host, slac
     n, m = block.shape[0], transposed.shape[1]
     labels, best = np.empty(n, dtype=np.int64), np.empty(n, dtype=block.dtype)
     step = max(1, CACHED_ENTRIES // m)
-    of_half, of_row = slack * half, slack * own
     memory = np.empty((min(step, n), m), dtype=block.dtype)
     for first in range(0, n, step):
         part = slice(first, first + step)
@@ -117,9 +122,7 @@ def _nearest_in_cache(block: Host, own: Host, transposed: Host, half: Host, slac
         products = np.matmul(rows, transposed, out=memory[: rows.shape[0]])
         found = _native.nearest(products, half, of_half, of_row[part])
         if found is None:
-            scores = half[None, :] - products
-            least = scores.min(axis=1)
-            found = (scores - of_half[None, :] <= (least + of_row[part])[:, None]).argmax(axis=1), least
+            found = _first_that_ties(products, half, of_half, of_row[part], xp=_arrays.host_namespace())
         labels[part], best[part] = found
     return labels, best
 

@@ -16,7 +16,7 @@ from softlinalg._attention_blocks import Columns, Factors, Forward
 from softlinalg.torch import autograd, cpu_kernels
 from softlinalg.torch.inputs import without_autocast
 
-__all__ = ["attention", "attention_vjp", "common_type", "kept_attention", "kept_shapes", "per_head"]
+__all__ = ["attention", "attention_vjp", "common_type", "kept_attention", "kept_memory", "per_head"]
 
 
 def attention(
@@ -87,12 +87,13 @@ Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """What backward needs beside the arguments: features, those of the keys, E^T v, W and its inverse."""
 
 
-def kept_shapes(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
-    """Shapes and types of `Kept`, for landmarks of each head."""
-    (b, h, m, _), e, wide = landmarks.shape, v.shape[-1], torch.float64
-    keys = () if k is None else (b * h, m * cpu_kernels.padded(v.shape[-2]))
-    features = (b * h, m * cpu_kernels.padded(q.shape[-2]))
-    return ((features, q.dtype), (keys or (0,), q.dtype), ((b * h, m, e), wide), *(((b, h, m, m), wide),) * 2)
+def kept_memory(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor) -> Kept:
+    """Memory for `Kept` that was never written to, for landmarks of each head."""
+    (b, h, m, _), e = landmarks.shape, v.shape[-1]
+    features = q.new_empty((b * h, m * cpu_kernels.padded(q.shape[-2])))
+    key_features = q.new_empty(0 if k is None else (b * h, m * cpu_kernels.padded(v.shape[-2])))
+    moment, w, x = (q.new_empty(shape, dtype=torch.float64) for shape in ((b * h, m, e), (b, h, m, m), (b, h, m, m)))
+    return features, key_features, moment, w, x
 
 
 def kept_attention(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, settings: InverseSettings) -> tuple[Tensor, Kept] | None:

@@ -8,7 +8,7 @@ errors it raises. Exported programs must run without this package: they keep the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,7 +25,7 @@ _SETTINGS = "str inverse, float ridge, int steps, float? tol, str alpha, str? no
 _TENSORS = "Tensor q, Tensor? k, Tensor v, Tensor landmarks, Tensor? mask, ScalarType result"
 
 # A certificate is read on the host, which a recorded stream of CUDA cannot do: graphs are split around the operator.
-_TAGS = tuple(getattr(torch.Tag, name) for name in ("cudagraph_unsafe",) if hasattr(torch.Tag, name))
+_TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
 
 
 def takes() -> bool:
@@ -117,10 +117,7 @@ def _backward(
         q, k, v, landmarks = tensors
         out = attention_core.attention(q, k, v, landmarks, mask, _settings(*chosen), gradient).to(result)
     wanted = [x for x, wants in zip(tensors, needed, strict=True) if wants and x is not None]
-    found = list(torch.autograd.grad(out, wanted, grad.transpose(1, 2)))
-    if needed[3]:
-        return [*map(_by_tokens, found[:-1]), found[-1].contiguous()]
-    return [_by_tokens(x) for x in found]
+    return _as_promised(torch.autograd.grad(out, wanted, grad.transpose(1, 2)), needed)
 
 
 @_backward.register_fake
@@ -128,6 +125,12 @@ def _(
     grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, result: torch.dtype, *settings: Any
 ) -> list[Tensor]:
     return _shapes_of_gradients(q, k, v, landmarks, settings[-1])
+
+
+def _as_promised(found: Sequence[Tensor], needed: list[bool]) -> list[Tensor]:
+    """Gradients that are needed, in the memory of `_shapes_of_gradients`."""
+    of_tokens = len(found) - needed[3]
+    return [*map(_by_tokens, found[:of_tokens]), *(x.contiguous() for x in found[of_tokens:])]
 
 
 def _shapes_of_gradients(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, needed: list[bool]) -> list[Tensor]:
@@ -145,7 +148,7 @@ def _forward_and_kept(
     """The attention, whether anything was kept of it, and what: where nothing was, memory that was never written to."""
     found = attention_core.kept_attention(q, k, v, landmarks, _settings(*settings[:-1]))
     if found is None:
-        kept = [q.new_empty(shape, dtype=dtype) for shape, dtype in attention_core.kept_shapes(q, k, v, landmarks)]
+        kept = attention_core.kept_memory(q, k, v, landmarks)
         return [_forward(q, k, v, landmarks, mask, result, *settings), torch.zeros((), dtype=torch.bool), *kept]
     return [_by_tokens(found[0].to(result)), torch.ones((), dtype=torch.bool), *found[1]]
 
@@ -153,7 +156,7 @@ def _forward_and_kept(
 @_forward_and_kept.register_fake
 def _(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, mask: Tensor | None, result: torch.dtype, *settings: Any) -> list[Tensor]:
     b, h, n, _ = q.shape
-    kept = [q.new_empty(shape, dtype=dtype) for shape, dtype in attention_core.kept_shapes(q, k, v, landmarks)]
+    kept = attention_core.kept_memory(q, k, v, landmarks)
     return [q.new_empty((b, n, h, v.shape[-1]), dtype=result), q.new_empty((), dtype=torch.bool), *kept]
 
 
@@ -171,8 +174,7 @@ def _backward_from_kept(
     if not bool(was_kept):
         return cast("list[Tensor]", _backward(grad, q, k, v, landmarks, mask, result, *others, needed))
     found = attention_core.attention_vjp(grad.transpose(1, 2).to(q.dtype), q, k, v, landmarks, tuple(kept))
-    by_tokens = [_by_tokens(x) for x, needs in zip(found[:3], needed, strict=False) if needs and x is not None]
-    return [*by_tokens, cast("Tensor", found[3]).contiguous()] if needed[3] else by_tokens
+    return _as_promised([x for x, needs in zip(found, needed, strict=True) if needs and x is not None], needed)
 
 
 @_backward_from_kept.register_fake
