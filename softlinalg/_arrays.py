@@ -163,13 +163,15 @@ def is_traced(*arrays: Array) -> bool:
     jax = sys.modules.get("jax")
     torch = sys.modules.get("torch")
     for x in arrays:
-        if jax is not None and isinstance(x, jax.core.Tracer):
-            return True
+        if isinstance(x, np.ndarray):
+            continue
         if torch is not None and isinstance(x, torch.Tensor):
-            if torch.compiler.is_compiling() or x.device.type == "meta":
+            if torch.compiler.is_compiling() or x.is_meta:
                 return True
             if torch._C._functorch.is_functorch_wrapped_tensor(x) or type(x).__name__ == "FakeTensor":
                 return True
+        elif jax is not None and isinstance(x, jax.core.Tracer):
+            return True
     return False
 
 
@@ -188,12 +190,10 @@ def is_numpy(x: Array) -> bool:
 
 def is_cpu(x: Array) -> bool:
     """Does `x` live in the memory of the host?"""
-    if is_traced(x):
-        torch = sys.modules.get("torch")
-        if torch is not None and isinstance(x, torch.Tensor):
-            return str(x.device.type) == "cpu"
-        return False
-    return "cpu" in str(compat.device(x)).lower()
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        return bool(x.device.type == "cpu")
+    return not is_traced(x) and "cpu" in str(compat.device(x)).lower()
 
 
 def may_reuse_buffers(*arrays: Array) -> bool:
@@ -254,11 +254,16 @@ def is_small_on_host(x: Array, entries: int) -> bool:
     return 0 < entries <= _FEW and not isinstance(x, np.ndarray) and is_cpu(x) and dtype_name(x.dtype) != "bfloat16"
 
 
-def through_numpy(function: Callable[[Array, Namespace], tuple[Array, ...] | None], x: Array, *, xp: Namespace) -> tuple[Array, ...] | None:
-    """`function(array, namespace)` of `x` in NumPy, its results in the library of `x`; without NumPy's warnings and BLAS threads."""
+def through_numpy(
+    function: Callable[[Array, Namespace], tuple[Array, ...] | None], x: Array, *, calls_blas: bool = True, xp: Namespace
+) -> tuple[Array, ...] | None:
+    """`function(array, namespace)` of `x` in NumPy, its results in the library of `x`; without NumPy's warnings and BLAS threads.
+
+    A function that calls compiled code of ours alone, or sees to the threads itself, says that it does not call BLAS: asking takes 20 us.
+    """
     is_torch = compat.is_torch_array(x)
     host, hosts = (x.detach().numpy(), host_namespace()) if is_torch else host_view(x, xp=xp)
-    with one_blas_thread(), np.errstate(all="ignore"):
+    with one_blas_thread() if calls_blas else contextlib.nullcontext(), np.errstate(all="ignore"):
         found = function(host, hosts)
     if found is None:
         return None
@@ -267,14 +272,16 @@ def through_numpy(function: Callable[[Array, Namespace], tuple[Array, ...] | Non
     return tuple(from_numpy(part, x, xp=xp) for part in found)
 
 
-def one_through_numpy(function: Callable[[Array, Namespace], Array | None], x: Array, *, xp: Namespace) -> Array | None:
+def one_through_numpy(
+    function: Callable[[Array, Namespace], Array | None], x: Array, *, calls_blas: bool = True, xp: Namespace
+) -> Array | None:
     """`through_numpy` for a function of one result."""
 
     def tupled(host: Array, hosts: Namespace) -> tuple[Array] | None:
         found = function(host, hosts)
         return None if found is None else (found,)
 
-    found = through_numpy(tupled, x, xp=xp)
+    found = through_numpy(tupled, x, calls_blas=calls_blas, xp=xp)
     return None if found is None else found[0]
 
 

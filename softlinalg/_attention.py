@@ -155,11 +155,12 @@ def kernel_and_inverse(
         made = _native.landmarks(host.reshape((-1, m, d)), 1 / length_scale, settings.ridge, unit, limits, lowest_exponent("float64"))
         if made is not None:
             return _if_certified(made, host.shape, settings)
-        w = _attention_blocks.landmark_matrix(host, 1 / length_scale, xp=hosts)
-        x = None if w is None else _quickly_certified(w, settings, xp=hosts)
-        return None if x is None else (w, x)
+        with _arrays.one_blas_thread():
+            w = _attention_blocks.landmark_matrix(host, 1 / length_scale, xp=hosts)
+            x = None if w is None else _quickly_certified(w, settings, xp=hosts)
+            return None if x is None else (w, x)
 
-    found = _arrays.through_numpy(both, landmarks, xp=xp)
+    found = _arrays.through_numpy(both, landmarks, calls_blas=False, xp=xp)
     return None if found is None else (found[0], found[1], _attention_blocks.Factors(*found[2:]) if len(found) > 2 else None)
 
 
@@ -190,7 +191,7 @@ def kernel_inverse_vjp(grad: Array, landmarks: Array, w: Array, x: Array, length
             found = _native.inverse_vjp(inverse, slope, kernel, hosts.reshape(host, (-1, m, d)), 1 / length_scale)
             return None if found is None else hosts.reshape(found, tuple(landmarks.shape))
 
-        quick = _arrays.one_through_numpy(quickly, landmarks, xp=xp)
+        quick = _arrays.one_through_numpy(quickly, landmarks, calls_blas=False, xp=xp)
         if quick is not None:
             return quick
     return _attention_blocks.landmark_matrix_vjp(inverse_slope(x, grad, xp=xp), landmarks, w, 1 / length_scale, xp=xp)

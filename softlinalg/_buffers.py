@@ -119,6 +119,9 @@ def empty_in_order_of(x: Array, shape: tuple[int, ...], *, xp: Namespace) -> Arr
     Attention heads are usually a view of (batch, tokens, heads, features): results in that order merge without a copy.
     """
     if compat.is_torch_array(x) and len(shape) == x.ndim:
+        if x.is_contiguous():
+            plain: Array = x.new_empty(shape)
+            return plain
         strides = tuple(x.stride())
         order = sorted(range(x.ndim), key=lambda axis: (-strides[axis], axis))
         inverse = [order.index(axis) for axis in range(x.ndim)]

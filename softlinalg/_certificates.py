@@ -17,6 +17,7 @@ References
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -78,6 +79,11 @@ def _gamma(length: int, dtype: object) -> float:
     k = 2 * length if _arrays.is_complex(dtype) else length
     gamma = k * u / (1 - k * u) if k * u < 0.5 else math.inf
     return gamma * math.sqrt(2) if _arrays.is_complex(dtype) else gamma
+
+
+@functools.cache
+def _gamma_of_float64(length: int) -> float:
+    return _gamma(length, "float64")
 
 
 def _slack(a: Array) -> float:
@@ -380,7 +386,7 @@ def cholesky_residual(trace_b: float, trace_x: float, worst: float, m: int) -> f
     product = trace_b * trace_x
     if not (product >= 0 and trace_x > 0):
         return math.inf
-    relative = 16 * _gamma(m + 2, "float64") * (product + 2 * math.sqrt(product) + m)
+    relative = 16 * _gamma_of_float64(m + 2) * (product + 2 * math.sqrt(product) + m)
     return relative if relative < 0.5 and worst <= math.sqrt(m) * product * relative else math.inf
 
 

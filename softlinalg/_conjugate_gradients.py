@@ -307,9 +307,7 @@ class _System:
             False: xp.astype(x, self.narrow_dtype, copy=False),
             True: xp.astype(x, self.wide_dtype, copy=False),
         }
-        values, rotation = d._summary.eigenvalues, d._summary.rotation
-        if self.root is not None and d.rank:
-            values, rotation = self._weighted_spectrum()
+        values, rotation = d._spectrum if self.root is None or not d.rank else self._weighted_spectrum()
         self.top = float(self.wide.xp.max(values)) if d.rank else 0.0
         self._core = preconditioner_core(values, rotation, ridge, wide=self.wide)
 

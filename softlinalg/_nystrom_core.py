@@ -23,16 +23,19 @@ __all__ = [
     "CUT_OFF",
     "FeatureMap",
     "RowStore",
+    "Spectrum",
     "Summary",
     "Whitening",
     "Wide",
     "kernel_diagonal",
     "kernel_unit",
     "optional_count",
+    "plus_gram",
     "progress_bar",
     "row_rounding",
     "row_spans",
     "row_totals",
+    "spectrum_of",
     "summarize",
     "summary_of",
     "triangularize",
@@ -315,6 +318,15 @@ class RowStore:
 
 
 # -------------------------------------------------------------------------------------------- measuring it
+class Spectrum(NamedTuple):
+    """Eigenvalues and -vectors that the Gram matrix F^T F tells."""
+
+    eigenvalues: Array
+    """Eigenvalues of F F^T, shape (r,), falling, float64."""
+    rotation: Array
+    """Eigenvectors of F^T F in that order, shape (r, r), float64."""
+
+
 class Summary(NamedTuple):
     """What one pass over the rows tells of an approximation F F^T of K."""
 
@@ -326,10 +338,8 @@ class Summary(NamedTuple):
     """Rounding floor of `trace_error`."""
     broken_rows: int
     """Rows explained by more than rounding beyond their kernel value."""
-    eigenvalues: Array
-    """Eigenvalues of F F^T, shape (r,), falling, float64."""
-    rotation: Array
-    """Eigenvectors of F^T F in that order, shape (r, r), float64."""
+    spectrum: Spectrum | None
+    """None where it was left for later: the Gram matrix takes as long as the features do."""
 
 
 def summarize(
@@ -340,10 +350,11 @@ def summarize(
     *,
     unit: float,
     stored_unit: float,
+    with_spectrum: bool,
     func: str,
     wide: Wide,
 ) -> Summary:
-    r"""Exact trace error, its rounding floor and the spectrum of F F^T, from the features block by block.
+    r"""Exact trace error, its rounding floor and, if asked for, the spectrum of F F^T, from the features block by block.
 
     Parameters
     ----------
@@ -357,13 +368,18 @@ def summarize(
     unit, stored_unit : float
         Rounding of kernel values, and of the features as stored.
     """
-    xp = wide.xp
-    gram, totals = wide.zeros(rank, rank), wide.zeros(4)
+    gram, totals = wide.zeros(rank, rank) if with_spectrum else None, wide.zeros(4)
     for start, stop, features in blocks:
         f = wide.widen(features)
-        gram = gram + xp.matrix_transpose(f) @ f
+        if gram is not None:
+            gram = plus_gram(gram, f, xp=wide.xp)
         totals = totals + row_totals(f, wide.widen(diagonal(start, stop)), whitening, unit=unit, stored_unit=stored_unit, wide=wide)
     return summary_of(gram, totals, func=func, wide=wide)
+
+
+def plus_gram(gram: Array, f: Array, *, xp: Namespace) -> Array:
+    """gram + f^T f."""
+    return gram + xp.matrix_transpose(f) @ f
 
 
 def row_totals(f: Array, k_ii: Array, whitening: Whitening | None, *, unit: float, stored_unit: float, wide: Wide) -> Array:
@@ -392,26 +408,30 @@ def row_totals(f: Array, k_ii: Array, whitening: Whitening | None, *, unit: floa
     return xp.stack([xp.sum(k_ii), xp.sum(residual), floor, broken])
 
 
-def summary_of(gram: Array, totals: Array, *, func: str, wide: Wide) -> Summary:
-    """The summary that F^T F, shape (r, r), and the sums of `row_totals` over all rows make.
+def summary_of(gram: Array | None, totals: Array, *, func: str, wide: Wide) -> Summary:
+    """The summary that F^T F, shape (r, r), if at hand, and the sums of `row_totals` over all rows make.
 
     Raises
     ------
     NonFiniteError
         The trace is not finite.
     """
-    xp, rank = wide.xp, gram.shape[0]
     trace, error, floor, broken = (float(totals[i]) for i in range(4))
     if not math.isfinite(trace):
         message = f"{func}: kernel must give finite values; got a trace of {trace}. Check kernel.diagonal and the data."
         raise NonFiniteError(message)
-    if rank == 0 or not math.isfinite(error):
-        return Summary(trace, error, floor, int(broken), wide.zeros(rank), gram)
+    return Summary(trace, error, floor, int(broken), None if gram is None else spectrum_of(gram, wide=wide))
+
+
+def spectrum_of(gram: Array, *, wide: Wide) -> Spectrum:
+    """The spectrum that F^T F, shape (r, r), tells; zeros where that is not finite."""
+    xp, rank = wide.xp, gram.shape[0]
+    if rank == 0 or not bool(xp.all(xp.isfinite(gram))):
+        return Spectrum(wide.zeros(rank), gram)
     values, rotation = xp.linalg.eigh(gram)
     values = xp.flip(values)
     values = xp.where(values > 0, values, xp.zeros_like(values))
-    rotation = _arrays.contiguous(_with_fixed_signs(xp.flip(rotation, axis=-1), xp=xp))
-    return Summary(trace, error, floor, int(broken), values, rotation)
+    return Spectrum(values, _arrays.contiguous(_with_fixed_signs(xp.flip(rotation, axis=-1), xp=xp)))
 
 
 def row_rounding(f: Array, k_ii: Array, whitening: Whitening, unit: float, stored_unit: float, *, xp: Namespace) -> Array:

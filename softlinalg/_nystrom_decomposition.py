@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernels import Kernel
-from softlinalg._nystrom_core import RowStore, optional_count, row_spans
+from softlinalg._nystrom_core import RowStore, Spectrum, optional_count, plus_gram, row_spans, spectrum_of
 from softlinalg._nystrom_fit import Fit, truncation_errors
 from softlinalg._nystrom_operators import linear_operator
 from softlinalg._nystrom_solve import core_product, preconditioner_core, ridge_solve
@@ -121,16 +121,32 @@ class NystromDecomposition:
 
     @property
     def eigenvalues(self) -> Array:
-        """Eigenvalues of the approximation that are not zero by construction, falling, shape (rank,)."""
-        return self._wide.narrow(self._summary.eigenvalues, self._dtype)
+        """Eigenvalues of the approximation that are not zero by construction, falling, shape (rank,).
+
+        Computed when they are first asked for, here or by what needs them, in O(n rank^2).
+        """
+        return self._wide.narrow(self._spectrum.eigenvalues, self._dtype)
 
     @property
     def relative_trace_errors(self) -> Array:
         """Exact relative trace error of the best truncation of the approximation to rank 1, 2, ..., shape (rank,)."""
-        errors = truncation_errors(self._summary, wide=self._wide)
+        errors = truncation_errors(self._summary.trace_error, self._spectrum.eigenvalues, xp=self._wide.xp)
         return self._wide.narrow(errors / self.trace if self.trace > 0 else errors, self._dtype)
 
     # ------------------------------------------------------------------------------------------ passes over the rows
+    @property
+    def _spectrum(self) -> Spectrum:
+        """Of the approximation; made at first use, by a pass over the features, in O(n rank^2): as long as the features took."""
+        if self._summary.spectrum is None:
+            gram = self._wide.zeros(self.rank, self.rank)
+            with _arrays.quiet(gram):
+                for _, _, features in self._blocks():
+                    gram = plus_gram(gram, self._wide.widen(features), xp=self._wide.xp)
+                self._summary = self._summary._replace(spectrum=spectrum_of(gram, wide=self._wide))
+        found = self._summary.spectrum
+        assert found is not None
+        return found
+
     def _blocks(self) -> Iterator[tuple[int, int, Array]]:
         """Rows of the features, stored or computed, block by block."""
         for start, stop in row_spans(self._n, self.rank, self.landmarks, self._map.chunk_size):
@@ -343,8 +359,8 @@ class NystromDecomposition:
             solution = ridge_solve(
                 self._blocks,
                 self._wide.widen(factor),
-                self._summary.eigenvalues,
-                self._summary.rotation,
+                self._spectrum.eigenvalues,
+                self._spectrum.rotation,
                 ridge,
                 unit=_arrays.eps(factor.dtype),
                 func=func,
@@ -366,7 +382,7 @@ class NystromDecomposition:
             Positive. Default: the one given to `nystrom`.
         """
         ridge = self._ridge(ridge, func="NystromDecomposition.logdet")
-        wxp, values = self._wide.xp, self._summary.eigenvalues
+        wxp, values = self._wide.xp, self._spectrum.eigenvalues
         # log1p keeps the digits of the smaller of the two; the quotient of the smaller by the larger cannot overflow.
         larger, smaller = (wxp.where(values > ridge, *pair) for pair in ((values, ridge + 0 * values), (ridge + 0 * values, values)))
         parts = wxp.log(larger) + wxp.log1p(smaller / larger)
@@ -398,9 +414,9 @@ class NystromDecomposition:
             raise InputError(message)
         count = optional_count(k, func=func, name="k", maximum=self.rank) or self.rank
         wide, wxp = self._wide, self._wide.xp
-        values = self._summary.eigenvalues[:count]
+        values = self._spectrum.eigenvalues[:count]
         safe = wxp.where(values > 0, values, wxp.ones_like(values))
-        turn = self._summary.rotation[:, :count] / wxp.sqrt(safe)
+        turn = self._spectrum.rotation[:, :count] / wxp.sqrt(safe)
         vectors = self._turned(self._blocks(), turn, func=func)
         for _ in range(2):
             gram = wide.zeros(count, count)
@@ -455,7 +471,7 @@ class NystromDecomposition:
         func = "NystromDecomposition.preconditioner"
         ridge = self._ridge(ridge, func=func)
         wide = self._wide
-        core = preconditioner_core(self._summary.eigenvalues, self._summary.rotation, ridge, wide=wide)
+        core = preconditioner_core(self._spectrum.eigenvalues, self._spectrum.rotation, ridge, wide=wide)
 
         def apply(v: Array) -> Array:
             # In float64: P^-1 shrinks the leading directions by up to ridge / g_1, which would drown in the rounding of v.

@@ -195,7 +195,7 @@ def feature_map_of(problem: Problem, landmarks: Array, whitening: Whitening, *, 
 
 
 def measure(
-    problem: Problem, feature_map: FeatureMap, x: Array, whitening: Whitening | None, *, keep: bool
+    problem: Problem, feature_map: FeatureMap, x: Array, whitening: Whitening | None, *, keep: bool, with_spectrum: bool = False
 ) -> tuple[Summary, Array | None]:
     """One pass over the rows of `x`: block of C, block of F, sums; with the features if they are to be kept."""
     func, n = problem.func, int(x.shape[0])
@@ -218,6 +218,7 @@ def measure(
             whitening,
             unit=unit_of(problem, feature_map),
             stored_unit=_arrays.eps(problem.dtype),
+            with_spectrum=with_spectrum,
             func=func,
             wide=problem.wide,
         )
@@ -266,7 +267,9 @@ def measured_floor(problem: Problem, feature_map: FeatureMap, whitening: Whiteni
     return n * (abs(float(xp.mean(difference))) + 3 * spread + float(xp.mean(rest)))
 
 
-def _first_sound(problem: Problem, landmarks: Array, x: Array, is_enough: Callable[[Summary], bool], *, keep: bool) -> _Attempt:
+def _first_sound(
+    problem: Problem, landmarks: Array, x: Array, is_enough: Callable[[Summary], bool], *, keep: bool, with_spectrum: bool
+) -> _Attempt:
     """The first approximation that explains no more than there is, and of which `is_enough` is true if float32 can tell.
 
     Tried are: blocks in the dtype of the data; in float64; then larger cut-offs, unless one was asked for. Rows far from
@@ -284,7 +287,7 @@ def _first_sound(problem: Problem, landmarks: Array, x: Array, is_enough: Callab
         keeps = keep and problem.keeps_features(int(whitening.map.shape[-1]))
         for in_float64 in (False, True) if can_widen and factor == 1.0 else (can_widen,):
             feature_map = feature_map_of(problem, landmarks, whitening, in_float64=in_float64)
-            summary, features = measure(problem, feature_map, x, whitening, keep=keeps)
+            summary, features = measure(problem, feature_map, x, whitening, keep=keeps, with_spectrum=with_spectrum)
             if can_widen and not in_float64 and feature_map.rank:
                 summary = summary._replace(floor=measured_floor(problem, feature_map, whitening, x))
             is_sound = summary.broken_rows == 0 and summary.trace_error >= -summary.floor
@@ -305,7 +308,7 @@ def fit(problem: Problem, landmarks: Array) -> Fit:
     def is_enough(summary: Summary) -> bool:
         return summary.floor <= FLOOR_SHARE * summary.trace_error
 
-    found = _first_sound(problem, landmarks, problem.x, is_enough, keep=True)
+    found = _first_sound(problem, landmarks, problem.x, is_enough, keep=True, with_spectrum=False)
     return Fit(found.map, found.summary, found.features, landmarks)
 
 
@@ -367,7 +370,7 @@ def _attempt(problem: Problem, landmarks: Array, x: Array, tol: float) -> _Attem
     def is_enough(summary: Summary) -> bool:
         return summary.floor <= FLOOR_SHARE * tol * summary.trace
 
-    found = _first_sound(problem, landmarks, x, is_enough, keep=False)
+    found = _first_sound(problem, landmarks, x, is_enough, keep=False, with_spectrum=x is problem.x)
     if found.summary.floor > tol * found.summary.trace:
         _refuse_tolerance(problem, tol, found.summary.floor / found.summary.trace)
     return found
@@ -392,11 +395,12 @@ def _next_count(history: list[tuple[int, float]], tol: float) -> int:
 def _trimmed(problem: Problem, tol: float, attempt: _Attempt) -> Fit:
     """The features of the leading eigenvectors that `tol` needs."""
     summary, xp = attempt.summary, problem.wide.xp
-    errors = truncation_errors(summary, wide=problem.wide)
+    assert summary.spectrum is not None, "all rows were looked at"
+    errors = truncation_errors(summary.trace_error, summary.spectrum.eigenvalues, xp=xp)
     rank = attempt.map.rank
     enough = int(xp.sum(xp.astype(errors > tol * summary.trace, xp.int64))) + 1
     for smaller in range(max(1, enough), rank):  # one more, should the rounding of the new features spoil the last digit
-        rotated, _ = triangularize(attempt.whitening.map @ xp.flip(summary.rotation[:, :smaller], axis=1), xp=xp)
+        rotated, _ = triangularize(attempt.whitening.map @ xp.flip(summary.spectrum.rotation[:, :smaller], axis=1), xp=xp)
         feature_map = replace(attempt.map, map=rotated)
         found, features = measure(problem, feature_map, problem.x, None, keep=problem.keeps_features(smaller))
         if found.trace_error <= tol * found.trace:
@@ -406,11 +410,9 @@ def _trimmed(problem: Problem, tol: float, attempt: _Attempt) -> Fit:
     return Fit(attempt.map, found, features, attempt.landmarks)
 
 
-def truncation_errors(summary: Summary, *, wide: Wide) -> Array:
+def truncation_errors(trace_error: float, values: Array, *, xp: Namespace) -> Array:
     """Trace error of the best rank-k truncation of the approximation for k = 1..r: what is lost, and the eigenvalues left out."""
-    xp = wide.xp
-    values = summary.eigenvalues
     if values.shape[0] == 0:
         return values
     from_here = xp.flip(xp.cumulative_sum(xp.flip(values)))  # eigenvalue k and all below it
-    return max(summary.trace_error, 0.0) + from_here - values
+    return max(trace_error, 0.0) + from_here - values

@@ -25,7 +25,7 @@ import numpy as np
 
 from softlinalg import _arrays, _inputs
 from softlinalg._kernels import kernel_from_dict
-from softlinalg._nystrom_core import FeatureMap, Summary, Wide
+from softlinalg._nystrom_core import FeatureMap, Spectrum, Summary, Wide
 from softlinalg._nystrom_fit import Fit
 from softlinalg._settings import file_path, flag, shown
 from softlinalg.errors import CheckpointCorruptError, CheckpointVersionError, DTypeError, ParameterError, ShapeError
@@ -58,8 +58,8 @@ def save_decomposition(d: Any, path: str | os.PathLike[str], *, include_features
         "landmarks": d.landmarks,
         "points": feature_map.landmarks,
         "map": feature_map.map,
-        "eigenvalues": summary.eigenvalues,
-        "rotation": summary.rotation,
+        "eigenvalues": d._spectrum.eigenvalues,
+        "rotation": d._spectrum.rotation,
     }
     if flag(include_features, func="save", name="include_features") and d.stores_features:
         arrays["features"] = d._features
@@ -432,6 +432,6 @@ def _assembled(
         wide=wide,
         xp=xp,
     )
-    summary = Summary(header["trace"], header["trace_error"], header["floor"], 0, core("eigenvalues"), core("rotation"))
+    summary = Summary(header["trace"], header["trace_error"], header["floor"], 0, Spectrum(core("eigenvalues"), core("rotation")))
     features = placed("features", compute) if "features" in arrays else None
     return cls(Fit(feature_map, summary, features, placed("landmarks", dtype)), x, dtype=dtype, ridge=header["ridge"], n=header["n"])

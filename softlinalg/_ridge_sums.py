@@ -230,17 +230,12 @@ def decomposition_sums(
     for start, stop, features in d._blocks():
         f, part = wide.widen(features), y[start:stop, :] - shift
         left, right = (f, part) if weights is None else (weights[start:stop, :] * f, weights[start:stop, :] * part)
-        if weights is not None:
-            gram = gram + wxp.matrix_transpose(left) @ f
+        gram = gram + wxp.matrix_transpose(left) @ f
         cross = cross + wxp.matrix_transpose(left) @ part
         feature_sum = feature_sum + wxp.sum(left, axis=0)
         target_sum = target_sum + wxp.sum(right, axis=0)
         squares = squares + wxp.sum(right * part, axis=0)
-    if weights is None:
-        rotation, values = d._summary.rotation, d._summary.eigenvalues
-        gram, weight = (rotation * values) @ wxp.matrix_transpose(rotation), float(n)
-    else:
-        weight = float(wxp.sum(weights))
+    weight = float(n) if weights is None else float(wxp.sum(weights))
     if not (weight > 0 and math.isfinite(weight)):
         message = f"{func}: weights must have a positive, finite sum; got {weight}. Give some row a weight."
         raise ParameterError(message)

@@ -30,6 +30,8 @@ __all__ = ["landmark_inverse"]
 
 _log = logging.getLogger(__name__)
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 class _CompiledRidgeInverse(torch.autograd.Function):
     """(W + ridge I)^-1, certified or exact; implicit derivative, from the value alone. torch.compile takes no forward mode."""
@@ -412,10 +414,13 @@ def _records(*tensors: Tensor | None) -> bool:
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Are these ordinary eager tensors: nothing that is traced, mapped, wrapped or differentiated in forward mode?"""
+    if torch.compiler.is_compiling():
+        return all(x is None for x in tensors)
+    functorch = torch._C._functorch
     for x in tensors:
         if x is None:
             continue
-        if _arrays.is_traced(x) or torch._C._functorch.is_legacy_batchedtensor(x) or type(x) not in (Tensor, torch.nn.Parameter):
+        if type(x) not in _PLAIN or x.is_meta or functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
             return False
         if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
             return False

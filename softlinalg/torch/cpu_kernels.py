@@ -182,7 +182,7 @@ def padded(tokens: int) -> int:
 
 
 def _tokens(x: Tensor | None) -> _Tokens:
-    return _Tokens() if x is None else _Tokens(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+    return _Tokens() if x is None else _Tokens(x.data_ptr(), *x.stride()[:3])
 
 
 class _Job:
@@ -221,10 +221,10 @@ class _Job:
 
     def run(self, count: int, plan: Callable[[int, _Work], _Steps]) -> None:
         """The steps of `plan(i, work)` for i < count, as many of them for each i, each i on a thread and with scratch memory of its own."""
-        scratch = torch.empty((count, self.kernels.scratch_bytes), dtype=torch.uint8)
+        scratch = torch.empty(count * self.kernels.scratch_bytes, dtype=torch.uint8)
         works = [_Work.from_buffer_copy(self.work) for _ in range(count)]
         for i, work in enumerate(works):
-            work.scratch = scratch[i].data_ptr()
+            work.scratch = scratch.data_ptr() + i * self.kernels.scratch_bytes
         plans = [plan(i, work) for i, work in enumerate(works)]
         each = len(plans[0])
         calls = (_Call * (count * each))(
@@ -262,32 +262,55 @@ class _Job:
         return parts[0] if count == 1 else parts.sum(0)
 
 
+_MOST_HELD = 2**25
+"""Bytes of features, of the keys and of other queries, that a thread holds from one call to the next."""
+_held = threading.local()
+
+
+def _feature_memory(dtype: torch.dtype, whose: str, shape: tuple[int, int], *, keep: bool) -> Tensor:
+    """Memory of at least a shape, never written to. Unless the features are to be kept, a thread uses the same for all its calls.
+
+    Given back to the system after each call, as malloc does when it is at the end of the heap, it comes back page by page: at 3,136
+    tokens that took as long as the attention did, in one process of two.
+    """
+    entries = shape[0] * shape[1]
+    if keep or entries * dtype.itemsize > _MOST_HELD:
+        return torch.empty(shape, dtype=dtype)
+    name = f"{whose}, {dtype}"
+    held: Tensor | None = getattr(_held, name, None)
+    if held is None or held.numel() < entries:
+        held = torch.empty(entries, dtype=dtype)
+        setattr(_held, name, held)
+    return held
+
+
 def _share(total: int, i: int, count: int) -> tuple[int, int]:
     """Range i of `count` equal ones."""
     return total * i // count, total * (i + 1) // count
 
 
 def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, columns: Columns, *, keep: bool) -> Forward:
-    """`_attention_blocks.attend` without hidden keys. Features are in the order of `cpu_kernels.cpp`, and left out unless `keep`."""
+    """`_attention_blocks.attend` without hidden keys. Features are in the order of `cpu_kernels.cpp`, and no features unless `keep`."""
     job = _Job(kernels, q, k, v, columns)
     count, (n, keys, e) = job.threads(q.shape[-2] + v.shape[-2]), (q.shape[-2], v.shape[-2], v.shape[-1])
     by_heads = job.goes_by_heads(count)
     out: Tensor = _buffers.empty_in_order_of(q, (columns.b, columns.h, n, e), xp=xp)
     stored = job.members if keep or not by_heads else count
     entries, key_entries = (columns.m * padded(rows) for rows in (n, keys))
-    key_features = q.new_empty((stored, key_entries))
-    features = key_features if k is None else q.new_empty((stored, entries))
+    key_features = _feature_memory(q.dtype, "keys", (stored, key_entries), keep=keep)
+    features = key_features if k is None else _feature_memory(q.dtype, "queries", (stored, entries), keep=keep)
     moment = torch.zeros((job.members, columns.m, e), dtype=torch.float64)
     job.point(features=features, key_features=key_features, moment=moment, core=q.new_empty((job.members, columns.m, e)))
-    job.point(x=x.to(torch.float64).expand(columns.b, columns.h, columns.m, columns.m))
+    job.point(x=_wide_inverse(x, columns))
     job.give(out=out)
     if stored == job.members:
         job.work.features_apart, job.work.key_features_apart = entries, key_entries
     if by_heads:
+        at, at_keys, size = features.data_ptr(), key_features.data_ptr(), q.dtype.itemsize
 
         def heads(i: int, work: _Work) -> _Steps:
             if stored != job.members:
-                work.features, work.key_features = features[i].data_ptr(), key_features[i].data_ptr()
+                work.features, work.key_features = at + i * size * entries, at_keys + i * size * key_entries
             return [(_FORWARD, 0, *_share(job.members, i, count), None)]
 
         job.run(count, heads)
@@ -313,7 +336,7 @@ def attend_vjp(
     dq, dv, dk = _like(q), _like(v), None
     job.give(grad=grad, dq=dq, dv=dv)
     rows = columns.rows[..., :d].contiguous()
-    job.point(features=saved.features, moment=saved.moment, x=x.to(torch.float64).expand(b, h, m, m), rows=rows)
+    job.point(features=saved.features, moment=saved.moment, x=_wide_inverse(x, columns), rows=rows)
     dmoment, dx = q.new_empty((members, m, e)), torch.empty((members, m, m), dtype=torch.float64)
     job.point(core=q.new_empty((members, m, e)), dmoment=dmoment, dx=dx)
     job.work.v_counts = k is None
@@ -341,6 +364,12 @@ def attend_vjp(
     if landmarks is None:
         landmarks = _attention_blocks.landmark_gradient(dw, columns)
     return Gradients(dq, dk, dv, landmarks, dx.reshape(b, h, m, m))
+
+
+def _wide_inverse(x: Tensor, columns: Columns) -> Tensor:
+    """The inverse of each head in float64. A call that would change nothing takes a few microseconds all the same."""
+    wide = x if x.dtype == torch.float64 else x.to(torch.float64)
+    return wide if x.shape[:2] == (columns.b, columns.h) else wide.expand(columns.b, columns.h, columns.m, columns.m)
 
 
 def _like(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
 from softlinalg.errors import BackendMismatchError, DTypeError, ParameterError, ShapeError
 from softlinalg.torch import attention_core, autograd, operators
-from softlinalg.torch.attention_core import common_type, per_head
+from softlinalg.torch.attention_core import common_type, in_type, per_head
 from softlinalg.torch.inputs import checked_tensors, without_autocast
 
 __all__ = [
@@ -124,7 +124,7 @@ def soft_attention(
     result = _result_type(q, k, v)
     if operators.takes():
         return operators.attention(q, k, v, landmarks, key_padding_mask, result, settings, gradient)
-    return attention_core.attention(q, k, v, landmarks, key_padding_mask, settings, gradient).to(result)
+    return in_type(attention_core.attention(q, k, v, landmarks, key_padding_mask, settings, gradient), result)
 
 
 # ----------------------------------------------------------------------------------- full and softmax attention

@@ -79,7 +79,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     Where autocast is off nothing is entered: an exported program would keep the region. Shapes alone (device "meta") have no autocast.
     """
     device = x.device.type
-    if device == "meta" or (torch.compiler.is_exporting() and not torch.is_autocast_enabled(device)):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)
 

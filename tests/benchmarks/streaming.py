@@ -196,10 +196,10 @@ def compare_results(path: Path, rank: int, threads: int) -> None:
     streamed = nystrom_stream(x, Gaussian(SCALE), rank=rank, rng=0, threads=threads).decomposition
     print(f"streamed: {time.process_time() - start:.0f} s of processor time", flush=True)
     whole = nystrom(np.array(x), streamed.kernel, landmarks=streamed.landmarks, store_features=False)
-    values = np.abs(streamed._summary.eigenvalues - whole._summary.eigenvalues)
+    values = np.abs(streamed._spectrum.eigenvalues - whole._spectrum.eigenvalues)
     print(
-        f"{len(x):,} rows: eigenvalues differ by {values.max() / whole._summary.eigenvalues[0]:.1e} of the largest, "
-        f"{(values / whole._summary.eigenvalues).max():.1e} of each; trace errors {streamed.relative_trace_error:.6g} and "
+        f"{len(x):,} rows: eigenvalues differ by {values.max() / whole._spectrum.eigenvalues[0]:.1e} of the largest, "
+        f"{(values / whole._spectrum.eigenvalues).max():.1e} of each; trace errors {streamed.relative_trace_error:.6g} and "
         f"{whole.relative_trace_error:.6g} (relative difference {abs(streamed.trace_error / whole.trace_error - 1):.1e})"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,36 @@ def test_the_cut_off_is_relative_to_the_largest_eigenvalue() -> None:
         assert whiten(w, rtol=1e-2, noise=0.0, func="f", xp=np).map.shape == (4, 1)
     # Noise of 1e-4 in each entry hides eigenvalues up to 2e-4.
     assert whiten(np.diag([1.0, 1e-3, 1e-7, 1e-9]), rtol=1e-8, noise=1e-4, func="f", xp=np).map.shape == (4, 2)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_spectrum_is_made_when_it_is_asked_for(stored: bool, tmp_path: Path) -> None:
+    x = points("normal", 300, 2, 0)
+    d = nystrom(x, Gaussian(1.0), rank=40, rng=0, store_features=stored)
+    assert d.trace_error > 0
+    d.features(x[:5])
+    d.diagonal()
+    d.cross_matmul(x[:5], d @ np.ones(300))
+    assert d._summary.spectrum is None
+    same = nystrom(x, Gaussian(1.0), rank=40, rng=0, store_features=stored)
+    same.save(tmp_path / "d.npz")
+    f = d.features()
+    np.testing.assert_allclose(d.eigenvalues, np.linalg.eigvalsh(f.T @ f)[::-1], rtol=0, atol=1e-12 * np.trace(f.T @ f))
+    assert d._summary.spectrum is not None
+    assert d._spectrum is d._spectrum
+    loaded = softlinalg.NystromDecomposition.load(tmp_path / "d.npz", x=x, kernel=Gaussian(1.0))
+    np.testing.assert_array_equal(loaded.eigenvalues, d.eigenvalues)  # the same bits, whoever asks and when
+    with ThreadPoolExecutor(8) as pool:
+        fresh = nystrom(x, Gaussian(1.0), rank=40, rng=0, store_features=stored)
+        for found in pool.map(lambda _: fresh.eigenvalues, range(8)):
+            np.testing.assert_array_equal(found, d.eigenvalues)
+
+
+def test_a_tolerance_needs_the_spectrum_of_all_rows_and_leaves_that_of_the_result() -> None:
+    d = nystrom(points("normal", 300, 2, 0), Gaussian(1.0), tol=1e-3, rng=0)
+    assert d._summary.spectrum is None
+    assert d.relative_trace_error <= 1e-3
+    np.testing.assert_allclose(d.relative_trace_errors[-1], d.relative_trace_error, rtol=1e-9)
 
 
 def test_the_cut_off_can_be_chosen() -> None:

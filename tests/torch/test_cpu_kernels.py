@@ -174,11 +174,46 @@ def test_features_are_not_kept_where_no_gradient_is_asked_for(monkeypatch: pytes
     q, v, landmarks = tensors(torch.float32, h=4, n=400)
     kept = []
     real = cpu_kernels.attend
+    monkeypatch.setattr(cpu_kernels, "_held", threading.local())
     monkeypatch.setattr(cpu_kernels, "attend", lambda *args, **settings: kept.append(real(*args, **settings)) or kept[-1])
     with torch.no_grad():
         soft_attention(q, v, landmarks)
     soft_attention(q, v, landmarks)
-    assert [made.features.shape[0] for made in kept] == [1, 8]
+    assert kept[1].features.shape[0] == 8
+    assert kept[0].features.numel() == kept[1].features[0].numel()
+
+
+@compiled
+@pytest.mark.parametrize("crosses", [False, True])
+def test_memory_of_features_serves_all_calls_of_a_thread(crosses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "_held", threading.local())
+    q, v, landmarks = (x.detach() for x in tensors(torch.float32, h=4, n=400))
+    k = q.flip(2).contiguous() if crosses else None
+    expected = soft_attention(q, v, landmarks, k=k)
+    held = dict(cpu_kernels._held.__dict__)
+    assert len(held) == 1 + crosses
+    for memory in held.values():
+        memory.fill_(float("nan"))
+    half = q[:, :, :200], v[:, :, :200]
+    soft_attention(*half, landmarks, k=None if k is None else k[:, :, :200])  # of another shape in between
+    assert torch.equal(soft_attention(q, v, landmarks, k=k), expected)
+    assert all(cpu_kernels._held.__dict__[key] is memory for key, memory in held.items())
+    # Too large, it is given back.
+    monkeypatch.setattr(cpu_kernels, "_MOST_HELD", 1000)
+    monkeypatch.setattr(cpu_kernels, "_held", threading.local())
+    assert torch.equal(soft_attention(q, v, landmarks, k=k), expected)
+    assert not cpu_kernels._held.__dict__
+
+
+@compiled
+def test_features_kept_for_a_gradient_are_not_in_the_memory_of_other_calls() -> None:
+    q, v, landmarks = tensors(torch.float32, h=4, n=400)
+    loss = soft_attention(q, v, landmarks).square().sum()
+    at_once = torch.autograd.grad(loss, (q, v, landmarks), retain_graph=True)
+    with torch.no_grad():
+        soft_attention(q + 1, v, landmarks)
+    later = torch.autograd.grad(loss, (q, v, landmarks))
+    assert all(torch.equal(a, b) for a, b in zip(at_once, later, strict=True))
 
 
 # -------------------------------------------------------------------------------------- where there is no compiler
