@@ -413,10 +413,13 @@ def _records(*tensors: Tensor | None) -> bool:
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Are these ordinary eager tensors: nothing that is traced, mapped, wrapped or differentiated in forward mode?"""
-    if torch.compiler.is_compiling():
-        return all(x is None for x in tensors)
+    """Are these ordinary eager tensors: nothing that is traced, mapped, wrapped or differentiated in forward mode?
+
+    Inside of a transform of torch.func nothing is: whatever is done there to an ordinary tensor is wrapped.
+    """
     functorch = torch._C._functorch
+    if torch.compiler.is_compiling() or functorch.maybe_current_level() is not None:
+        return all(x is None for x in tensors)
     for x in tensors:
         if x is None:
             continue

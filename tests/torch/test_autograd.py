@@ -231,6 +231,17 @@ def test_ensembles_of_modules_can_be_mapped():
         torch.testing.assert_close(found["weight"][i], alone["weight"], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("normalization", [None, "symmetric"])
+def test_tensors_that_a_transform_does_not_map_are_attended_to_inside_of_it(normalization):
+    q, v, landmarks = (x.detach() for x in tokens(140))
+    factors = torch.tensor([1.0, -2.0], dtype=q.dtype)
+    alone = soft_attention(q, v, landmarks, normalization=normalization)
+    mapped = vmap(lambda factor: factor * soft_attention(q, v, landmarks, normalization=normalization))(factors)
+    torch.testing.assert_close(mapped, torch.stack([alone, -2 * alone]), rtol=1e-9, atol=1e-9)
+    slope = grad(lambda factor: (factor * soft_attention(q, v, landmarks, normalization=normalization)).sum())(factors[0])
+    torch.testing.assert_close(slope, alone.sum(), rtol=1e-9, atol=1e-9)
+
+
 # -------------------------------------------------------------------------------------------- compile and export
 @pytest.fixture
 def fresh_compiler():
