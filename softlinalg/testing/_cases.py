@@ -144,18 +144,34 @@ class Case:
     def pinv(self) -> np.ndarray[Any, Any]:
         """The true pseudo-inverse of the numbers in `A`, cut after `rank` singular values: float64 or complex128, shape (..., n, m).
 
-        For data in float64 of at most 24 rows and columns correctly rounded from exact rational arithmetic; for larger ones refined
-        in long double; for shorter types from float64, whose error is below 1e-7 of a unit. Computed at first use.
+        For data in float64 of at most 24 rows and columns (12 of complex ones) correctly rounded from exact rational arithmetic; for
+        larger ones refined in long double; for shorter types from float64, whose error is below 1e-7 of a unit. `pinv_error` bounds
+        its error. Computed at first use.
         """
         out = np.empty((*self.batch, *self.shape[::-1]), dtype=np.complex128 if np.iscomplexobj(self.host) else np.float64)
         for index in np.ndindex(*self.batch):
             out[index] = _true_pinv(self.host[index], self.rank, self.dtype)
         return out
 
+    @property
+    def pinv_error(self) -> float:
+        """Bound of the error of `pinv` in the spectral norm: rounding, and of larger or shorter data the error of what computes it."""
+        unit = float(np.finfo(np.float64).eps)
+        if _MANTISSA[self.dtype] != 53:
+            unit *= 30 * self.kappa
+        elif not _is_solved_exactly(self.host):
+            unit += 2 * max(*self.shape, 1) * self.kappa * float(np.finfo(np.longdouble).eps)
+        return unit * float(np.max(np.linalg.norm(self.pinv, axis=(-2, -1)), initial=0.0))
+
+
+def _is_solved_exactly(a: np.ndarray[Any, Any]) -> bool:
+    """Are matrices so small that rational arithmetic takes no time?"""
+    return max(a.shape[-2:], default=0) <= (_EXACT_SIZE if not np.iscomplexobj(a) else _EXACT_SIZE // 2)
+
 
 def _true_pinv(a: np.ndarray[Any, Any], rank: int, dtype: str) -> np.ndarray[Any, Any]:
     wide = a.astype(np.complex128 if np.iscomplexobj(a) else np.float64)
-    if _MANTISSA[dtype] == 53 and max(a.shape, default=0) <= (_EXACT_SIZE if not np.iscomplexobj(a) else _EXACT_SIZE // 2):
+    if _MANTISSA[dtype] == 53 and _is_solved_exactly(a):
         return _exact.exact_pinv(wide, rank)
     if rank == 0 or a.size == 0:
         return np.zeros(wide.shape[::-1], dtype=wide.dtype)

@@ -250,9 +250,7 @@ def _claimed_bound(trial: PinvTrial) -> float:
     rank, bound = int(np.asarray(trial.result.rank)), float(np.asarray(trial.result.error_bound))
     if rank != trial.known.rank or bound == math.inf:
         return 0.0  # another rank is judged by the next law
-    # The truth itself is rounded to double precision, or computed in it where the data have fewer digits.
-    own = np.finfo(np.float64).eps * float(np.linalg.norm(trial.known.pinv)) * (1 if trial.known.u < 1e-10 else 30 * trial.known.kappa)
-    return quotient(spectral_norm(trial.x - trial.known.pinv), bound + own)
+    return quotient(spectral_norm(trial.x - trial.known.pinv), bound + trial.known.pinv_error)
 
 
 def _claimed_rank(trial: PinvTrial) -> float:

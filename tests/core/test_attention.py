@@ -110,6 +110,15 @@ def test_the_batch_start_of_soft_plus_plus_is_halved_over_the_whole_batch():
     np.testing.assert_allclose(found, np.full(3, alpha), rtol=1e-15)
 
 
+@pytest.mark.parametrize("ridge", [0.01, 1.0, 5.0])
+@pytest.mark.parametrize("w", [np.eye(5), np.ones((5, 5)), 0.5 * (np.eye(5) + np.ones((5, 5)))], ids=["far", "equal", "between"])
+def test_the_batch_start_counts_a_ridge(w, ridge):
+    settings = _attention.InverseSettings("published", ridge, steps=60, alpha="batch")
+    found = _attention.plain_inverse(np.stack([w, np.eye(5)]), settings, xp=np_namespace)
+    true = np.linalg.inv(np.stack([w, np.eye(5)]) + ridge * np.eye(5))
+    np.testing.assert_allclose(found, true, rtol=0, atol=1e-11 * np.abs(true).max())
+
+
 def test_all_queries_as_landmarks_give_full_attention(backend):
     q, v, _, _ = tokens(5, n=15)
     found = soft_attention(backend.asarray(q), backend.asarray(v), backend.asarray(q), ridge=1e-12)
