@@ -50,7 +50,7 @@ _keep_compiled_code()
 
 
 def _share_one_compiler_context() -> None:
-    """For every program JAX makes a context of its compiler with all operations there are: 6 ms and 1.5 MB, which it keeps.
+    """For every program JAX makes a context of its compiler with all operations there are: from 6 to 50 ms and 1.5 MB, which it keeps.
 
     Programs are kept apart by their modules, so one context serves all. The thorough profile runs what users run.
     """
@@ -60,9 +60,9 @@ def _share_one_compiler_context() -> None:
         mlir.make_ir_context = functools.lru_cache(maxsize=1)(mlir.make_ir_context)
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Before the first test: what was imported and collected stays, so the garbage collector need not walk over it again and again."""
-    if "jax" in sys.modules and not THOROUGH:
+    if not THOROUGH and ("jax" in sys.modules or any("jax" in item.name for item in session.items)):
         _share_one_compiler_context()
     gc.collect()
     gc.freeze()
