@@ -1,7 +1,8 @@
-"""The scalar side of the iterations against their closed forms at 400 digits: filters, step counts, product counts."""
+"""The scalar side of the iterations against their closed forms at many digits: filters, step counts, product counts."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import mpmath
@@ -15,6 +16,9 @@ from softlinalg.errors import ParameterError
 
 EPS = 2.0**-52
 
+DIGITS = 120
+"""Of the closed forms of filters. 1 - C(s) loses up to 40 at the smallest s, powers 20, and the differences below 25."""
+
 log10_kappas = st.floats(0, 300)
 log10_tols = st.one_of(st.floats(-300, -0.01), st.floats(-3, -0.001))
 
@@ -26,11 +30,18 @@ def chebyshev(x, n):
     return (1 if x > 0 or n % 2 == 0 else -1) * mpmath.cosh(n * mpmath.acosh(abs(x)))
 
 
+@functools.lru_cache(maxsize=1)  # of all s of a case
+def chebyshev_at_zero(lo, hi, n, digits):
+    """T_n of the point that s = 0 is mapped to."""
+    assert mpmath.mp.dps == digits
+    return chebyshev((hi + lo) / (hi - lo), n)
+
+
 def chebyshev_residual(s, lo, hi, steps, polish):
     """C(s) of the theorem: the scaled Chebyshev polynomial, squared `polish` times."""
     s, lo, hi = mpmath.mpf(s), mpmath.mpf(lo), mpmath.mpf(hi)
     n = 2**steps
-    return (chebyshev((hi + lo - 2 * s) / (hi - lo), n) / chebyshev((hi + lo) / (hi - lo), n)) ** (2**polish)
+    return (chebyshev((hi + lo - 2 * s) / (hi - lo), n) / chebyshev_at_zero(lo, hi, n, mpmath.mp.dps)) ** (2**polish)
 
 
 def points(lo, hi, seed):
@@ -44,16 +55,16 @@ def assert_close_to_closed_form(values, s, exact, exact_slope, steps):
     """|f - f*| <= K eps (steps + 2) (|f*| + |s f*'|): rounding in each step, and in s itself."""
     for value, at in zip(values, s, strict=True):
         truth = exact(mpmath.mpf(float(at)))
-        slope = exact_slope(mpmath.mpf(float(at)))
+        slope = exact_slope(mpmath.mpf(float(at))) if at else 0
         allowed = 4 * EPS * (steps + 2) * (abs(truth) + abs(at * slope))
         assert abs(mpmath.mpf(float(value)) - truth) <= allowed + 1e-300, (at, float(value), float(truth))
 
 
 def derivative(f):
-    """Central difference at 400 digits with a step of 1e-100 of the argument."""
+    """Central difference with a step of 1e-25 of the argument."""
 
     def slope(s):
-        h = abs(s) * mpmath.mpf(10) ** -100 if s != 0 else mpmath.mpf(10) ** -200
+        h = abs(s) * mpmath.mpf(10) ** -25
         return (f(s + h) - f(s - h)) / (2 * h)
 
     return slope
@@ -64,7 +75,7 @@ def derivative(f):
 @example(log10_kappa=8, steps=14, polish=1, seed=0)
 @example(log10_kappa=0.01, steps=0, polish=0, seed=0)
 def test_chebyshev_filter_is_the_minimax_polynomial_of_the_theorem(log10_kappa, steps, polish, seed):
-    with mpmath.workdps(400):
+    with mpmath.workdps(DIGITS):
         lo, hi = 0.7 * 10.0**-log10_kappa, 0.7
         s = points(lo, hi, seed)
 
@@ -80,7 +91,7 @@ def test_chebyshev_filter_is_the_minimax_polynomial_of_the_theorem(log10_kappa, 
 
 @given(log10_kappa=st.floats(0.01, 4), steps=st.integers(0, 14), polish=st.integers(0, 2), seed=st.integers(0, 2**32 - 1))
 def test_general_chebyshev_filter_is_the_minimax_polynomial_of_the_square(log10_kappa, steps, polish, seed):
-    with mpmath.workdps(400):
+    with mpmath.workdps(DIGITS):
         lo, hi = 3 * 10.0**-log10_kappa, 3.0
         s = points(lo, hi, seed)
 
@@ -106,7 +117,7 @@ def test_general_chebyshev_filter_is_the_minimax_polynomial_of_the_square(log10_
 @example(scale=1.0, steps=1, order=7, identity=True, seed=0)
 def test_newton_and_hyperpower_filters_are_their_closed_forms(scale, steps, order, identity, seed):
     steps = min(steps, int(60 / math.log2(order)))
-    with mpmath.workdps(400):
+    with mpmath.workdps(DIGITS):
         s = points(1e-7, 1.0, seed)
 
         def exact(x):

@@ -124,12 +124,12 @@ def test_jax_compiles_differentiates_and_maps_the_kernel(kernel):
         compiled = jax.jit(lambda a, b: kernel(a, b))(jx, jy)
         assert np.allclose(compiled, kernel(x, y), rtol=1e-12)
         assert np.allclose(jax.jit(kernel)(jx), kernel(x), rtol=1e-12)
-        gradients = jax.grad(lambda a, b: (kernel(a, b) * jg).sum(), argnums=(0, 1))(jx, jy)
+        gradients = jax.jit(jax.grad(lambda a, b: (kernel(a, b) * jg).sum(), argnums=(0, 1)))(jx, jy)
         for ours, theirs in zip(kernel.vjp(x, y, g), gradients, strict=True):
             assert np.allclose(ours, theirs, rtol=1e-10, atol=1e-13)
         for ours, theirs in zip(kernel.vjp(x, y, g), jax.jit(kernel.vjp)(jx, jy, jg), strict=True):
             assert np.allclose(ours, theirs, rtol=1e-10, atol=1e-13)
-        mapped = jax.vmap(lambda row: kernel(row[None, :], jy)[0])(jx)
+        mapped = jax.jit(jax.vmap(lambda row, b: kernel(row[None, :], b)[0], in_axes=(0, None)))(jx, jy)
         assert np.allclose(mapped, kernel(x, y), rtol=1e-12)
 
 

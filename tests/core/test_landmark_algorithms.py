@@ -129,8 +129,8 @@ def exact_law(matrix: np.ndarray, count: int) -> dict[tuple[int, ...], float]:
     return law
 
 
-DRAWS = 8000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 5000
-"""Enough to expect five of the rarest sequence, and to see draws without rejection."""
+DRAWS = 8000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 2500
+"""Draws without rejection have p-values below 1e-40 then."""
 
 
 def check_law(law: dict[tuple[int, ...], float], draw: Callable[[int], tuple[int, ...]], draws: int) -> None:
@@ -138,9 +138,16 @@ def check_law(law: dict[tuple[int, ...], float], draw: Callable[[int], tuple[int
     assert sum(law.values()) == pytest.approx(1)
     counts = Counter(draw(seed) for seed in range(draws))
     assert set(counts) <= set(law)
-    expected = np.asarray(list(law.values())) * draws
-    assert expected.min() > 5
-    assert chisquare([counts[key] for key in law], expected).pvalue > 1e-3
+    # The test needs five expected of a kind: the rarest sequences count together.
+    kinds: list[list[tuple[int, ...]]] = [[]]
+    for key in sorted(law, key=law.__getitem__):
+        if sum(law[rare] for rare in kinds[-1]) * draws > 5:
+            kinds.append([])
+        kinds[-1].append(key)
+    expected = [draws * sum(law[key] for key in kind) for kind in kinds]
+    assert len(kinds) > len(law) // 2
+    assert min(expected) > 5
+    assert chisquare([sum(counts[key] for key in kind) for kind in kinds], expected).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("proposals", [2, 64])

@@ -69,7 +69,8 @@ def test_every_library_gives_the_same_approximation_and_keeps_its_input(backend:
 def test_every_library_chooses_the_same_landmarks_and_ranks(backend: Any) -> None:
     host = blob()
     x = backend.asarray(host)
-    d, e = nystrom(x, Gaussian("median"), rank=20, rng=3), nystrom(host, Gaussian("median"), rank=20, rng=3)
+    # JAX has compiled this number of landmarks above.
+    d, e = nystrom(x, Gaussian("median"), rank=25, rng=3), nystrom(host, Gaussian("median"), rank=25, rng=3)
     np.testing.assert_allclose(backend.to_numpy(d.landmarks), e.landmarks, rtol=1e-12)
     assert d.kernel == e.kernel
     assert d.trace_error == pytest.approx(e.trace_error, rel=1e-8)
