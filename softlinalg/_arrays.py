@@ -170,9 +170,20 @@ def is_traced(*arrays: Array) -> bool:
                 return True
             if torch._C._functorch.is_functorch_wrapped_tensor(x) or type(x).__name__ == "FakeTensor":
                 return True
-        elif jax is not None and isinstance(x, jax.core.Tracer):
+        elif jax is not None and (isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and _jax_records_constants(jax))):
             return True
     return False
+
+
+def _jax_records_constants(jax: Any) -> bool:
+    """Does JAX record a program now (jit, scan, ...), in which operations on arrays with numbers become abstract too?"""
+    trace: Any = getattr(getattr(sys.modules.get("jax._src.core"), "trace_ctx", None), "trace", None)
+    while type(trace).__name__ != "DynamicJaxprTrace" and hasattr(trace, "parent_trace"):
+        trace = trace.parent_trace
+    if type(trace).__name__ == "EvalTrace":
+        return False
+    # Private names of JAX said that it may be so, or are others by now. An operation tells, but takes 0.1 ms where there is no program.
+    return isinstance(jax.numpy.zeros(()), jax.core.Tracer)  # not so inside of jax.ensure_compile_time_eval
 
 
 def quiet(x: Array = None) -> contextlib.AbstractContextManager[Any]:
