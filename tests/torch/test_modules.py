@@ -334,8 +334,8 @@ def test_a_block_that_records_gradients_compiles_as_one_graph():
     assert all(parameter.grad.isfinite().all() for parameter in block.parameters())
 
 
+@pytest.mark.thorough("test_export.py exports a backbone of such blocks, test_autograd.py the certified inverse")
 def test_a_block_with_landmarks_from_a_convolution_exports():
-    # test_export.py exports what pools.
     block, x = SoftBlock(16, 2, landmarks=9, sampler="conv", ratio=2, depthwise=3).eval(), tokens(2, dtype=torch.float32)
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(block, (x, (8, 6)), dynamic_shapes=({0: batch}, (None, None))).module()
