@@ -17,7 +17,7 @@ from softlinalg.errors import ParameterError, ShapeError  # noqa: E402
 from softlinalg.torch import SoftBlock, backbones, diagnose  # noqa: E402
 from softlinalg.torch.attention import DropPath  # noqa: E402
 from softlinalg.torch.backbones import PatchEmbedding, SoftBackbone, resized_positions, soft_norm_tiny, soft_tiny  # noqa: E402
-from tests.conftest import SHARED  # noqa: E402
+from tests.conftest import SHARED, THOROUGH  # noqa: E402
 
 PARAMETERS = {
     "tiny": 13_069_056,
@@ -164,7 +164,11 @@ def test_the_small_model_of_the_published_code_is_there_too():
 
 @pytest.mark.parametrize("size", GIGA_MACS)
 def test_operations_at_224_are_the_published_ones(size):
-    model = getattr(backbones, f"soft_{size}")().eval()
+    with torch.device("meta"):  # weights are not drawn: what they are does not matter
+        model = getattr(backbones, f"soft_{size}")().eval()
+    model.to_empty(device="cpu")
+    for value in model.state_dict().values():
+        value.zero_()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 224, 224))
     counts = {str(name): number for name, number in counter.get_flop_counts()["Global"].items()}
@@ -234,14 +238,14 @@ def test_positions_of_the_same_grid_are_those_stored_and_others_are_interpolated
 )
 def test_an_image_has_the_same_logits_alone_and_among_others(make):
     torch.manual_seed(0)
-    model, x = make(), images(64, (128, 128))
+    model, x = make(), images(16, (128, 128))
     for training in (False, True):
         model.train(training)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()  # what it does in training is its purpose
         with torch.no_grad():
-            among, alone = model(x)[[0, 31]], torch.cat([model(x[:1]), model(x[31:32])])
+            among, alone = model(x)[[0, 7]], torch.cat([model(x[:1]), model(x[7:8])])
         # float32: a product of another shape rounds differently, 2^-24 of numbers up to the largest logit, for some thirty layers.
         assert float((among - alone).abs().max()) < 1e-6 * max(1.0, 2 * float(among.abs().max()))
 
@@ -340,7 +344,7 @@ def test_a_small_backbone_learns():
 
 
 class OneStage(nn.Module):
-    """The parts of one stage of a backbone, as small as they come: a thousand steps of it take seconds."""
+    """The parts of one stage of a backbone, as small as they come: hundreds of steps of it take seconds."""
 
     def __init__(self, normalization):
         super().__init__()
@@ -352,14 +356,16 @@ class OneStage(nn.Module):
         return self.head(self.block(*self.embedding(x)).mean(1))
 
 
-@pytest.mark.slow
+STEPS = 1000 if THOROUGH else 250
+
+
 @pytest.mark.parametrize("normalization", [None, "published"])
-def test_a_thousand_steps_leave_every_mode_finite_and_certified(normalization):
+def test_hundreds_of_steps_leave_every_mode_finite_and_certified(normalization):
     torch.manual_seed(0)
     model = OneStage(normalization)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
     labels = torch.arange(4)
-    for step in range(1000):
+    for step in range(STEPS):
         x = images(4, (16, 16), seed=step)
         x[labels % 2 == 1, 0] += 2
         x[labels > 1, :, :8] += 2
