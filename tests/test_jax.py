@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,30 @@ def test_jit_and_vmap_change_nothing() -> None:
     batch = jnp.asarray(TALLER.swapaxes(1, 2) @ TALLER)
     together = jax.jit(jax.vmap(ridge_inverse))(batch, ridges)
     np.testing.assert_allclose(together, softlinalg.ridge_inverse(np.asarray(batch), np.asarray(ridges)), atol=1e-13)
+
+
+@pytest.mark.parametrize("private_names", [True, False], ids=["", "JAX names it otherwise"])
+def test_constants_in_compiled_code_are_computed_with(private_names: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not private_names:
+        monkeypatch.delitem(sys.modules, "jax._src.core")
+    a, kernel = jnp.asarray(TALL), softlinalg.Gaussian(1.0)
+
+    def f(x: jax.Array) -> jax.Array:
+        return ridge_inverse(kernel(a), 0.1) @ kernel(a, x)
+
+    expected = softlinalg.ridge_inverse(kernel(TALL), 0.1) @ kernel(TALL)
+    np.testing.assert_allclose(jax.jit(f)(a), expected, atol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.vmap(f))(a[None])[0], expected, atol=1e-12)
+    # Where nothing is compiled numbers stay numbers, and are checked.
+    with pytest.raises(NonFiniteError):
+        jax.grad(lambda x: x * jnp.sum(kernel(a * jnp.nan)))(1.0)
+
+    def checked(x: jax.Array) -> jax.Array:
+        with jax.ensure_compile_time_eval(), pytest.raises(NonFiniteError):
+            kernel(a * jnp.nan)
+        return x
+
+    jax.jit(checked)(1.0)
 
 
 def test_what_cannot_be_certified_is_nan_in_compiled_code_and_an_error_outside() -> None:

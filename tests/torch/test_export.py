@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 torch = pytest.importorskip("torch")
+import array_api_compat.torch  # noqa: E402
+
+from softlinalg import _arrays  # noqa: E402
 from softlinalg.errors import ConvergenceError, ParameterError  # noqa: E402
 from softlinalg.torch import SoftAttention, SoftBackbone  # noqa: E402
 from softlinalg.torch.export import export_onnx, exportable  # noqa: E402
@@ -76,6 +79,19 @@ def test_an_exported_attention_takes_any_number_of_tokens():
         torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=0)
 
 
+def test_the_middle_of_rows_takes_an_operation_that_onnx_has():
+    class Middle(torch.nn.Module):
+        def forward(self, x):
+            return _arrays.middle_row(x, xp=array_api_compat.torch)
+
+    x = torch.randn(2, 5, 3)
+    program = torch.export.export(Middle(), (x,))
+    operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.sort.default" in operations  # aten.sort.stable is not among those of ONNX
+    torch.testing.assert_close(program.module()(x), x.median(-2, keepdim=True).values, rtol=0, atol=0)
+
+
+@pytest.mark.slow
 def test_attention_as_onnx_with_open_batch_and_tokens(tmp_path):
     needs_onnx()
     torch.manual_seed(0)
