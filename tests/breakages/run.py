@@ -152,8 +152,17 @@ def _with_kit(chosen: Sequence[Breakage], table: Path | None, keep: Path | None)
 
 
 def _run_kit(package: Path, groups: Sequence[str]) -> tuple[int, str]:
+    """Status and last line of the kit's checks on a copy; if they notice nothing, of those without compiled code, which is half of ours."""
+    found = _run_checks(package, groups, {})
+    if found[0] != 0:
+        return found
+    status, output = _run_checks(package, groups, {"SOFTLINALG_COMPILED": "0"})
+    return status, f"{output} (without compiled code)" if status else output
+
+
+def _run_checks(package: Path, groups: Sequence[str], variables: dict[str, str]) -> tuple[int, str]:
     """Status and last line of the kit's checks on a copy."""
-    environment = {**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, str(package / "tests" / "breakages" / "kit.py"), *groups]
     try:
         done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
@@ -180,7 +189,7 @@ def _kit_table(rows: Sequence[tuple[Breakage, bool, str]]) -> str:
         "",
         "Small mistakes made on purpose in copies of softlinalg, and what the checks of `tests/breakages/kit.py` say of each: the suites and",
         "assertions of `softlinalg.testing`, and some lines of arithmetic, without the tests of the package. A check ends at the first law that",
-        "fails. Again, in ten minutes on one core:",
+        "fails. What compiled code hides is looked for without it. Again, in twelve minutes on one core:",
         "",
         "```sh",
         "python tests/breakages/run.py --with-kit --table docs/benchmarks/planted-bugs.md",
@@ -193,7 +202,9 @@ def _kit_table(rows: Sequence[tuple[Breakage, bool, str]]) -> str:
     ]
     for breakage, found, output in rows:
         check, _, words = output.partition(": ")
-        lines.append(f"| `{breakage.name}` | `{breakage.file}` | {check if found else '**nothing**'} | {_law(words) if found else ''} |")
+        uncompiled = ", without compiled code" if output.endswith("(without compiled code)") else ""
+        noticed_by = f"{check}{uncompiled}" if found else "**nothing**"
+        lines.append(f"| `{breakage.name}` | `{breakage.file}` | {noticed_by} | {_law(words) if found else ''} |")
     survivors = [breakage.name for breakage, found, _ in rows if not found]
     if survivors:
         lines += ["", "Not noticed:", "", *(f"- `{name}`: {SURVIVORS.get(name, 'a law is missing')}." for name in survivors)]
