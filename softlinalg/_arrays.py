@@ -19,6 +19,7 @@ import numpy as np
 from softlinalg._typing import Array, Device, DType, Namespace
 
 __all__ = [
+    "compiles_each_shape",
     "compute_dtype",
     "constant_in_graphs",
     "contiguous",
@@ -258,6 +259,14 @@ def host_view(x: Array, *, xp: Namespace) -> tuple[Array, Namespace]:
         host = to_numpy(x)
         return host, compat.array_namespace(host)
     return x, xp
+
+
+def compiles_each_shape(*arrays: Array) -> bool:
+    """Are these arrays of JAX on the host, outside of compiled functions, where every operation is compiled for every new shape?
+
+    NumPy serves better there: for a pseudo-inverse of 5 x 3 JAX compiled 224 programs, which took seconds.
+    """
+    return all(compat.is_jax_array(x) and is_cpu(x) and len(x.devices()) == 1 and dtype_name(x.dtype) != "bfloat16" for x in arrays)
 
 
 def is_small_on_host(x: Array, entries: int) -> bool:

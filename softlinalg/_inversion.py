@@ -287,6 +287,34 @@ class Rounded(NamedTuple):
 _Result = TypeVar("_Result", bound=CertifiedInverse | CertifiedPinv)
 
 
+class Home(NamedTuple):
+    """Where a result belongs that NumPy computes."""
+
+    like: Array
+    """An array of that library and device."""
+    xp: Namespace
+
+
+def in_numpy(*arrays: Array, xp: Namespace) -> tuple[Home | None, tuple[Array, ...], Namespace]:
+    """Where results belong, and the arrays and the namespace to compute them with: NumPy's where the library compiles each shape."""
+    if not _arrays.compiles_each_shape(*arrays):
+        return None, arrays, xp
+    return Home(arrays[0], xp), tuple(map(_arrays.to_numpy, arrays)), _arrays.host_namespace()
+
+
+def brought_home(result: _Result, home: Home | None) -> _Result:
+    """A result of NumPy in the library of `home`. Where that has no float64 its bounds are rounded upwards."""
+    if home is None:
+        return result
+    fields = dict(zip(result._fields, result, strict=True))
+    if not _arrays.has_float64(home.like, xp=home.xp):
+        for name in {"residual", "error_bound", "backward_error"} & fields.keys():
+            with np.errstate(over="ignore"):
+                near = fields[name].astype(np.float32)
+                fields[name] = np.where(near < fields[name], np.nextafter(near, np.float32(np.inf)), near)
+    return type(result)(**{name: _arrays.from_numpy(part, home.like, xp=home.xp) for name, part in fields.items()})
+
+
 def finish(
     kind: type[_Result],
     outcome: Outcome,
@@ -297,9 +325,10 @@ def finish(
     matrix: Array,
     settings: Settings,
     *,
+    home: Home | None = None,
     xp: Namespace,
 ) -> _Result:
-    """Undo the scaling, restore shape and type, and warn or raise; `matrix` is what was inverted."""
+    """Undo the scaling, restore shape and type, and warn or raise; `matrix` is what was inverted, `home` where the result belongs."""
     traced = _arrays.is_traced(outcome.value)
     rounded = round_to(outcome, exponent, dtype, settings=settings, xp=xp)
     masked, converged, sound = mask_unsound(rounded.value, outcome.converged, sound, settings=settings, xp=xp)
@@ -318,7 +347,7 @@ def finish(
         fields["backward_error"] = xp.where(sound, backward, infinite)
     shaped = {name: xp.reshape(field, batch) for name, field in fields.items()}
     inverse = xp.reshape(masked, (*batch, *masked.shape[1:]))
-    result = kind(value=inverse, **shaped)
+    result = brought_home(kind(value=inverse, **shaped), home)
     if not traced:
         warn_precision(settings.func, matrix, outcome.value, dtype, xp=xp)
         blanked = ~xp.reshape(sound, batch)  # NaN came in, by leave of check_finite=False; that is no failure

@@ -94,6 +94,9 @@ class StationaryKernel:
     def _matrix(self, x: Array, y: Array | None, *, func: str) -> Array:
         xp, (x, y), dtype = _inputs.prepare(func, {"x": x, "y": None if y is x else y}, optional=("y",))
         check_points(x, y, func=func)
+        if _arrays.compiles_each_shape(x, *([] if y is None else [y])):
+            host = self._matrix(_arrays.to_numpy(x), None if y is None else _arrays.to_numpy(y), func=func)
+            return _arrays.from_numpy(host, x, xp=xp, dtype=dtype)
         _inputs.check_finite(x if y is None else y, func=func, name="x" if y is None else "y", xp=xp)
         prepared = self._prepared(x if y is None else y, dtype, func=func, xp=xp)
         if x.ndim == 2 and (y is None or y.ndim == 2) and _arrays.may_reuse_buffers(x, *([] if y is None else [y])):

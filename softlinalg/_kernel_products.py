@@ -115,6 +115,11 @@ def _is_array(x: Array) -> bool:
     return hasattr(x, "dtype") and hasattr(x, "ndim")
 
 
+def _goes_by_numpy(kernel: Any, *arrays: Array) -> bool:
+    """A kernel of ours, and arrays of one type whose library compiles each shape? Kernels of others want the arrays of that library."""
+    return hasattr(kernel, "_prepared") and _arrays.compiles_each_shape(*arrays) and len({str(x.dtype) for x in arrays}) == 1
+
+
 def _no_rows(x: Array) -> Array:
     """The type of `x` without its rows, so that checking it reads nothing; what is no array of points is left to the checks."""
     return x[..., :0, :] if _is_array(x) and x.ndim >= 2 else x
@@ -167,6 +172,9 @@ def kernel_matmul(kernel: Any, x: Array, y: Array, v: Array, *, chunk_size: int 
     xp, (sample, y, v), dtype = _inputs.prepare(func, {"x": _no_rows(x), "y": y, "v": v})
     x = x if _is_array(x) else sample
     check_points(sample, y, func=func)
+    if out is None and _goes_by_numpy(kernel, x, y, v):
+        host = kernel_matmul(kernel, *map(_arrays.to_numpy, (x, y, v)), chunk_size=chunk_size)
+        return _arrays.from_numpy(host, v, xp=xp, dtype=dtype)
     _inputs.check_finite(y, func=func, name="y", xp=xp)
     _factor(func, "v", "y", v, y.shape[-2])
     _inputs.check_finite(v, func=func, name="v", xp=xp)
@@ -269,6 +277,9 @@ def kernel_matmul_adjoint(kernel: Any, x: Array, y: Array, u: Array, *, chunk_si
     xp, (sample, y, u), dtype = _inputs.prepare(func, {"x": _no_rows(x), "y": y, "u": u})
     x = x if _is_array(x) else sample
     check_points(sample, y, func=func)
+    if _goes_by_numpy(kernel, x, y, u):
+        host = kernel_matmul_adjoint(kernel, *map(_arrays.to_numpy, (x, y, u)), chunk_size=chunk_size)
+        return _arrays.from_numpy(host, u, xp=xp, dtype=dtype)
     _inputs.check_finite(y, func=func, name="y", xp=xp)
     _factor(func, "u", "x", u, x.shape[-2])
     _inputs.check_finite(u, func=func, name="u", xp=xp)

@@ -194,6 +194,7 @@ def _run(
     if a.ndim < 2:
         message = f"{func}: a must have shape (..., m, n); got {tuple(a.shape)}. Pass matrices."
         raise ShapeError(message)
+    home, (a,), xp = _inversion.in_numpy(a, xp=xp)
     settings = _inversion.check_settings(func, method=method, methods=_METHODS, tol=tol, on_failure=on_failure, dtype=dtype, tight=tight)
     hermitian = flag(hermitian, func=func, name="hermitian")
     check_finite = flag(check_finite, func=func, name="check_finite")
@@ -205,7 +206,7 @@ def _run(
     if check_finite:
         _inputs.check_finite(a, func=func, name="a", xp=xp)
     if m == 0 or n == 0:
-        return _empty(a, batch, xp=xp)
+        return _inversion.brought_home(_empty(a, batch, xp=xp), home)
     flat, sound = _inversion.flatten(a, xp=xp), None
     if not check_finite or _arrays.is_traced(a):
         flat, sound = _inversion.blank_non_finite(flat, xp=xp)
@@ -228,7 +229,7 @@ def _run(
 
     with _arrays.quiet(a):
         outcome = _inversion.solve(flat, order, attempt, certify, select, settings=settings, xp=xp)
-        return _inversion.finish(CertifiedPinv, outcome, exponent, sound, batch, dtype, problem.a, settings, xp=xp)
+        return _inversion.finish(CertifiedPinv, outcome, exponent, sound, batch, dtype, problem.a, settings, home=home, xp=xp)
 
 
 def _method_order(func: str, method: str, hermitian: bool) -> tuple[InverseMethod, ...]:

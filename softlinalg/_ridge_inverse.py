@@ -173,6 +173,7 @@ def _run(
     xp, (a, *given), _ = _inputs.prepare(func, names, allow_complex=True)
     dtype = a.dtype
     _inputs.check_square(a, func=func, name="a")
+    home, (a, *given), xp = _inversion.in_numpy(a, *given, xp=xp)
     settings = _inversion.check_settings(func, method=method, methods=_METHODS, tol=tol, on_failure=on_failure, dtype=dtype, tight=tight)
     check_finite = flag(check_finite, func=func, name="check_finite")
     if check_finite:
@@ -188,7 +189,8 @@ def _run(
     if exactly and sound is None and method in ("auto", "cholesky") and not tight:
         made, certain = _cholesky_in_cache(flat, ridges, settings, xp=xp)
         if made is not None and certain:
-            return _plain(xp.reshape(made, (*batch, *made.shape[1:])))
+            value = xp.reshape(made, (*batch, *made.shape[1:]))
+            return _plain(value if home is None else _arrays.from_numpy(value, home.like, xp=home.xp))
     narrow = _arrays.eps(dtype) > _arrays.eps(wide)
     problem, exponent = _scaled(flat, ridges, wide, xp=xp)
     compute = _arrays.compute_dtype(dtype, xp=xp)
@@ -206,7 +208,7 @@ def _run(
 
     with _arrays.quiet(a):
         outcome = _inversion.solve(flat, _ORDER[method], attempt, certify, select, settings=settings, xp=xp)
-        return _inversion.finish(CertifiedInverse, outcome, exponent, sound, batch, dtype, problem.b, settings, xp=xp)
+        return _inversion.finish(CertifiedInverse, outcome, exponent, sound, batch, dtype, problem.b, settings, home=home, xp=xp)
 
 
 def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Namespace) -> tuple[Array | None, bool]:
