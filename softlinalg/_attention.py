@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from softlinalg import _arrays, _attention_blocks, _buffers, _certificates, _inputs, _iterations, _linalg, _native
 from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
+from softlinalg._inversion import in_numpy
 from softlinalg._kernel_distances import GaussianColumns, mirror, near_limit
 from softlinalg._newton_pinv import newton_pinv
 from softlinalg._pinv import ridge_inverse
@@ -405,7 +406,28 @@ def soft_attention(
         func, inverse=inverse, ridge=ridge, steps=steps, tol=tol, published_alpha=published_alpha, normalization=normalization
     )._replace(is_kernel=True)
     scale = checked_scale(func, q, k, v, landmarks, key_padding_mask, length_scale, check_finite, xp=xp)
-    work = _arrays.compute_dtype(dtype, xp=xp)
+    arguments = (q, v, landmarks, k, key_padding_mask)
+    home, given, xp = in_numpy(*(array for array in arguments if array is not None), xp=xp)
+    rest = iter(given)
+    q, v, landmarks, k, key_padding_mask = (None if array is None else next(rest) for array in arguments)
+    out = _computed(q, v, landmarks, k, key_padding_mask, scale, settings, dtype, xp=xp)
+    return out if home is None else _arrays.from_numpy(out, home.like, xp=home.xp)
+
+
+def _computed(
+    q: Array,
+    v: Array,
+    landmarks: Array,
+    k: Array | None,
+    key_padding_mask: Array | None,
+    scale: float,
+    settings: InverseSettings,
+    dtype: DType,
+    *,
+    xp: Namespace,
+) -> Array:
+    """`soft_attention` of arguments that were checked, as `dtype`."""
+    normalization, work = settings.normalization, _arrays.compute_dtype(dtype, xp=xp)
     landmarks = xp.astype(landmarks, work, copy=False)
     with _arrays.quiet(landmarks):
         x = landmark_inverse(landmark_kernel(landmarks, scale, settings, xp=xp), settings, xp=xp)

@@ -302,7 +302,7 @@ class _System:
         self.wide = Wide(x, xp=xp)
         self.root = None if weights is None else self.wide.xp.sqrt(self.wide.widen(_arrays.detach(weights)))[:, None]
         self.narrow_dtype = _arrays.compute_dtype(x.dtype, xp=xp)
-        self.wide_dtype = xp.float64 if self.wide.on_device else self.narrow_dtype
+        self.wide_dtype = xp.float64 if self.wide.has_float64 else self.narrow_dtype
         self.points = {
             False: xp.astype(x, self.narrow_dtype, copy=False),
             True: xp.astype(x, self.wide_dtype, copy=False),

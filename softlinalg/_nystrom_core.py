@@ -70,7 +70,7 @@ FLOOR_STRIDE = 32
 
 
 class Wide:
-    """float64 arithmetic beside the data: on its device where that has float64, on the host where it has not.
+    """float64 arithmetic beside the data: on its device where that has float64; on the host where it has not, and beside JAX's there.
 
     Parameters
     ----------
@@ -79,7 +79,8 @@ class Wide:
     """
 
     def __init__(self, like: Array, *, xp: Namespace) -> None:
-        self.on_device: bool = _arrays.has_float64(like, xp=xp)
+        self.has_float64: bool = _arrays.has_float64(like, xp=xp)
+        self.on_device: bool = self.has_float64 and not _arrays.compiles_each_shape(like)
         self._like, self._xp = like, xp
         self.xp: Namespace = xp if self.on_device else _arrays.host_namespace()
         self.dtype: DType = self.xp.float64

@@ -170,7 +170,7 @@ def choose_landmarks(problem: Problem, method: str, count: int, rng: np.random.G
 def whitening_of(problem: Problem, landmarks: Array, rtol: float) -> Whitening:
     """The core of an approximation, in float64 wherever the kernel can be computed in it."""
     wide, xp = problem.wide, problem.xp
-    dtype = xp.float64 if wide.on_device else problem.dtype
+    dtype = xp.float64 if wide.has_float64 else problem.dtype
     points = xp.astype(landmarks, dtype, copy=False)
     m = points.shape[0]
     w = _inputs.returned(problem.kernel(points, points), points, func=problem.func, what="kernel(x, y)")
@@ -280,7 +280,7 @@ def _first_sound(
     NumericalError
         None of them is sound.
     """
-    can_widen = problem.wide.on_device and _arrays.eps(problem.dtype) > 2.0**-50
+    can_widen = problem.wide.has_float64 and _arrays.eps(problem.dtype) > 2.0**-50
     first = problem.rtol or CUT_OFF[_arrays.dtype_name(problem.dtype)]
     for factor in (1.0, 1e2, 1e4) if problem.rtol is None else (1.0,):
         whitening = whitening_of(problem, landmarks, factor * first)

@@ -405,7 +405,7 @@ def _assembled(
     )
     wide = Wide(given, xp=xp)
     single = arrays["landmarks"].dtype.itemsize == 4
-    if not single and not wide.on_device:
+    if not single and not wide.has_float64:
         need = "like must be of a library and device with float64, which the file needs"
         message = f"{func}: {need}; got {type(given).__name__} without it. Leave it out."
         raise DTypeError(message)
@@ -427,7 +427,7 @@ def _assembled(
         landmarks=placed("points", dtype),
         map=core("map"),
         dtype=compute,
-        in_float64=bool(header["in_float64"]) and wide.on_device,
+        in_float64=bool(header["in_float64"]) and wide.has_float64,
         chunk_size=header["chunk_size"],
         wide=wide,
         xp=xp,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax.test_util import check_grads
 
 import softlinalg
+from softlinalg._kernels import kernel_matmul
 from softlinalg.errors import NonFiniteError, ParameterError, ShapeError
 from softlinalg.jax import pinv, ridge_inverse, soft_attention
 
@@ -66,6 +68,53 @@ def test_jit_and_vmap_change_nothing() -> None:
     batch = jnp.asarray(TALLER.swapaxes(1, 2) @ TALLER)
     together = jax.jit(jax.vmap(ridge_inverse))(batch, ridges)
     np.testing.assert_allclose(together, softlinalg.ridge_inverse(np.asarray(batch), np.asarray(ridges)), atol=1e-13)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[str]:
+    """Names of what JAX has compiled; the list goes on growing."""
+    programs: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **more: programs.append(event) if "backend_compile" in event else None
+    )
+    return programs
+
+
+def test_outside_of_compiled_functions_numpy_computes(compiled: list[str]) -> None:
+    x = np.random.default_rng(1).normal(size=(13, 7))
+    kernel = softlinalg.Gaussian(1.5)
+    calls = {
+        "pinv": (softlinalg.pinv, (x,)),
+        "ridge_inverse": (softlinalg.ridge_inverse, (x @ x.T, 0.1)),
+        "kernel": (kernel, (x, x[:6])),
+        "product": (functools.partial(kernel_matmul, kernel), (x, x[:6], x[:6])),
+        "attention": (softlinalg.soft_attention, (x, x, x[:5])),
+    }
+    for name, (function, arguments) in calls.items():
+        arrays = [jnp.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        compiled.clear()
+        found = function(*arrays)
+        assert len(compiled) <= 20, (name, len(compiled))  # pinv by JAX's operations: 224
+        assert isinstance(found, jax.Array)
+        np.testing.assert_array_equal(found, function(*arguments))
+    result = softlinalg.certified_pinv(jnp.asarray(x))
+    assert all(isinstance(field, jax.Array) for field in result)
+    assert result.error_bound.dtype == jnp.float64
+    with pytest.raises(softlinalg.errors.ConvergenceError) as caught:
+        softlinalg.certified_ridge_inverse(jnp.asarray(x @ x.T), 0.0, on_failure="raise")
+    assert isinstance(caught.value.info.value, jax.Array)
+
+
+def test_without_float64_bounds_are_rounded_upwards() -> None:
+    x = np.random.default_rng(2).normal(size=(20, 4, 3)).astype(np.float32)
+    wide = softlinalg.certified_pinv(x)
+    with jax.enable_x64(False):
+        found = softlinalg.certified_pinv(jnp.asarray(x))
+        assert found.error_bound.dtype == found.residual.dtype == jnp.float32
+        for name in ("error_bound", "residual", "backward_error"):
+            narrow = np.asarray(getattr(found, name), dtype=np.float64)
+            assert (narrow >= getattr(wide, name)).all()
+            assert (narrow <= getattr(wide, name) * (1 + 2.0**-22)).all()
 
 
 @pytest.mark.parametrize("private_names", [True, False], ids=["", "JAX names it otherwise"])
