@@ -52,6 +52,15 @@ def command(data, output, *more):
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(autouse=True)
+def _others_find_pytorch_as_it_was():
+    """An example may set what it likes for its own process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def calm(clothes, tmp_path_factory):
     """A run of both networks that nothing disturbs: its folder and what it printed."""
