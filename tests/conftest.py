@@ -80,6 +80,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let what was set aside be freed: Triton's modules count what is left at the end, and list it."""
+    gc.unfreeze()
+
+
 def _let_torchvision_import() -> None:
     """Define the names of two operators of torchvision, whose library does not load beside the CPU build of PyTorch.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import shutil
 import threading
@@ -203,6 +204,32 @@ def test_memory_of_features_serves_all_calls_of_a_thread(crosses: bool, monkeypa
     monkeypatch.setattr(cpu_kernels, "_held", threading.local())
     assert torch.equal(soft_attention(q, v, landmarks, k=k), expected)
     assert not cpu_kernels._held.__dict__
+
+
+@compiled
+@pytest.mark.parametrize("answer", [None, 0, -1], ids=["not Linux", "given", "refused"])
+def test_large_pages_are_asked_for_within_the_memory_of_large_results(answer: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tensors(torch.float32, h=4, n=400)
+    expected = outcome(given)
+    asked: list[tuple[int, int, int]] = []
+
+    def advise(*arguments: int) -> int | None:
+        asked.append(arguments)
+        return answer
+
+    monkeypatch.setattr(cpu_kernels, "_LARGE", 30_000)
+    monkeypatch.setattr(cpu_kernels, "_madvise", lambda: None if answer is None else advise)
+    assert all(torch.equal(a, b) for a, b in zip(outcome(given), expected, strict=True))
+    if answer is None:
+        return
+    assert len(asked) >= 4  # two outputs, features, gradients of queries and values
+    assert all(start % mmap.PAGESIZE == 0 and length > 0 and kind == 14 for start, length, kind in asked)
+    memory = torch.empty(100_000, dtype=torch.float32)
+    asked.clear()
+    assert cpu_kernels._in_large_pages(memory) is memory
+    ((start, length, _),) = asked
+    assert memory.data_ptr() <= start
+    assert start + length == memory.data_ptr() + 400_000
 
 
 @compiled
