@@ -145,9 +145,9 @@ def _check(kernels: Kernels) -> None:
     """Raise RuntimeError unless the compiled code computes what the core does, on one small example of each type."""
     for dtype in kernels.runs:
         # Numbers without a generator, whose state is the user's.
-        q, v, grad = (torch.sin(torch.arange(131 * 32, dtype=dtype) * (1 + i)).reshape(1, 1, 131, 32) for i in range(3))
+        q, v, grad = (torch.sin(torch.arange(131 * 32, dtype=dtype, device="cpu") * (1 + i)).reshape(1, 1, 131, 32) for i in range(3))
         landmarks = q[:, :, :11] + 0.125
-        x = torch.eye(11, dtype=dtype).expand(1, 1, 11, 11)
+        x = torch.eye(11, dtype=dtype, device="cpu").expand(1, 1, 11, 11)
         with torch.no_grad():
             columns = Columns(landmarks, 0.5, xp=xp)
             expected = _attention_blocks.attend(q, None, v, None, x, columns)
@@ -223,7 +223,7 @@ class _Job:
 
     def run(self, count: int, plan: Callable[[int, _Work], _Steps]) -> None:
         """The steps of `plan(i, work)` for i < count, as many of them for each i, each i on a thread and with scratch memory of its own."""
-        scratch = torch.empty(count * self.kernels.scratch_bytes, dtype=torch.uint8)
+        scratch = torch.empty(count * self.kernels.scratch_bytes, dtype=torch.uint8, device="cpu")
         works = [_Work.from_buffer_copy(self.work) for _ in range(count)]
         for i, work in enumerate(works):
             work.scratch = scratch.data_ptr() + i * self.kernels.scratch_bytes
@@ -255,7 +255,7 @@ class _Job:
     def sums(self, kind: int, rows: int, width: int) -> Tensor:
         """Run a step that sums over rows into (B, m, width) in float64, in row ranges on several threads."""
         count = self.threads(rows)
-        parts = torch.zeros((count, self.members, self.columns.m, width), dtype=torch.float64)
+        parts = torch.zeros((count, self.members, self.columns.m, width), dtype=torch.float64, device="cpu")
 
         def plan(i: int, _: _Work) -> _Steps:
             return [(kind, head, *self.share(rows, i, count), parts[i, head].data_ptr()) for head in range(self.members)]
@@ -277,11 +277,11 @@ def _feature_memory(dtype: torch.dtype, whose: str, shape: tuple[int, int], *, k
     """
     entries = shape[0] * shape[1]
     if keep or entries * dtype.itemsize > _MOST_HELD:
-        return _in_large_pages(torch.empty(shape, dtype=dtype))
+        return _in_large_pages(torch.empty(shape, dtype=dtype, device="cpu"))
     name = f"{whose}, {dtype}"
     held: Tensor | None = getattr(_held, name, None)
     if held is None or held.numel() < entries:
-        held = torch.empty(entries, dtype=dtype)
+        held = torch.empty(entries, dtype=dtype, device="cpu")
         setattr(_held, name, held)
     return held
 
@@ -332,7 +332,7 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
     entries, key_entries = (columns.m * padded(rows) for rows in (n, keys))
     key_features = _feature_memory(q.dtype, "keys", (stored, key_entries), keep=keep)
     features = key_features if k is None else _feature_memory(q.dtype, "queries", (stored, entries), keep=keep)
-    moment = torch.zeros((job.members, columns.m, e), dtype=torch.float64)
+    moment = torch.zeros((job.members, columns.m, e), dtype=torch.float64, device="cpu")
     job.point(features=features, key_features=key_features, moment=moment, core=q.new_empty((job.members, columns.m, e)))
     job.point(x=_wide_inverse(x, columns))
     job.give(out=out)
@@ -370,16 +370,16 @@ def attend_vjp(
     job.give(grad=grad, dq=dq, dv=dv)
     rows = columns.rows[..., :d].contiguous()
     job.point(features=saved.features, moment=saved.moment, x=_wide_inverse(x, columns), rows=rows)
-    dmoment, dx = q.new_empty((members, m, e)), torch.empty((members, m, m), dtype=torch.float64)
+    dmoment, dx = q.new_empty((members, m, e)), torch.empty((members, m, m), dtype=torch.float64, device="cpu")
     job.point(core=q.new_empty((members, m, e)), dmoment=dmoment, dx=dx)
     job.work.v_counts = k is None
     count = job.threads(n)
     landmarks = None
     if job.goes_by_heads(count):
-        total, dw = (torch.zeros((members, m, width), dtype=torch.float64) for width in (e, d + 1))
+        total, dw = (torch.zeros((members, m, width), dtype=torch.float64, device="cpu") for width in (e, d + 1))
         job.point(total=total, dw=dw)
         if k is None:
-            landmarks = torch.empty((b, h, m, d), dtype=torch.float64)
+            landmarks = torch.empty((b, h, m, d), dtype=torch.float64, device="cpu")
             job.point(w=columns.w, dlandmarks=landmarks)
         job.run(count, lambda i, _: [(_BACKWARD, 0, *_share(members, i, count), None)])
     else:

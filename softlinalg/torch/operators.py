@@ -149,8 +149,8 @@ def _forward_and_kept(
     found = attention_core.kept_attention(q, k, v, landmarks, _settings(*settings[:-1]))
     if found is None:
         kept = attention_core.kept_memory(q, k, v, landmarks)
-        return [_forward(q, k, v, landmarks, mask, result, *settings), torch.zeros((), dtype=torch.bool), *kept]
-    return [_by_tokens(found[0].to(result)), torch.ones((), dtype=torch.bool), *found[1]]
+        return [_forward(q, k, v, landmarks, mask, result, *settings), q.new_zeros((), dtype=torch.bool), *kept]
+    return [_by_tokens(found[0].to(result)), q.new_ones((), dtype=torch.bool), *found[1]]
 
 
 @_forward_and_kept.register_fake

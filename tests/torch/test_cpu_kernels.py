@@ -233,6 +233,24 @@ def test_large_pages_are_asked_for_within_the_memory_of_large_results(answer: in
 
 
 @compiled
+@pytest.mark.parametrize(("h", "n"), [(4, 400), (1, 20_000)], ids=["by heads", "by rows"])
+def test_memory_is_on_the_cpu_whatever_the_default_device(h: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "_held", threading.local())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    given = tensors(torch.float32, b=1, h=h, n=n, m=30)
+    expected = outcome(given)
+    monkeypatch.setattr(cpu_kernels, "_held", threading.local())
+    q, v, landmarks = given
+    weights = torch.cos(torch.arange(q.shape[2] * h * 32, dtype=torch.float32)).reshape(1, h, n, 32)
+    with torch.device("meta"):  # the address of such a tensor is null
+        with torch.no_grad():
+            alone = soft_attention(q, v, landmarks)
+        out = soft_attention(q, v, landmarks)
+        found = [alone, out.detach(), *torch.autograd.grad(out, given, weights)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@compiled
 def test_features_kept_for_a_gradient_are_not_in_the_memory_of_other_calls() -> None:
     q, v, landmarks = tensors(torch.float32, h=4, n=400)
     loss = soft_attention(q, v, landmarks).square().sum()
