@@ -11,7 +11,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat as compat
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from softlinalg._typing import Array, Device, DType, Namespace
 
 __all__ = [
+    "Home",
     "compiles_each_shape",
     "compute_dtype",
     "constant_in_graphs",
@@ -33,6 +34,7 @@ __all__ = [
     "has_float64",
     "host_namespace",
     "host_view",
+    "in_numpy",
     "is_complex",
     "is_cpu",
     "is_half",
@@ -267,6 +269,25 @@ def compiles_each_shape(*arrays: Array) -> bool:
     NumPy serves better there: for a pseudo-inverse of 5 x 3 JAX compiled 224 programs, which took seconds.
     """
     return all(compat.is_jax_array(x) and is_cpu(x) and len(x.devices()) == 1 and dtype_name(x.dtype) != "bfloat16" for x in arrays)
+
+
+class Home(NamedTuple):
+    """Where a result belongs that NumPy computes."""
+
+    like: Array
+    """An array of that library and device."""
+    xp: Namespace
+
+    def bring(self, x: Array) -> Array:
+        """A result of NumPy."""
+        return from_numpy(x, self.like, xp=self.xp)
+
+
+def in_numpy(*arrays: Array, xp: Namespace) -> tuple[Home | None, tuple[Array, ...], Namespace]:
+    """Where results belong, and the arrays and the namespace to compute them with: NumPy's where the library compiles each shape."""
+    if not compiles_each_shape(*arrays):
+        return None, arrays, xp
+    return Home(arrays[0], xp), tuple(map(to_numpy, arrays)), host_namespace()
 
 
 def is_small_on_host(x: Array, entries: int) -> bool:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from softlinalg import _arrays, _attention_blocks, _buffers, _certificates, _inputs, _iterations, _linalg, _native
 from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
-from softlinalg._inversion import in_numpy
 from softlinalg._kernel_distances import GaussianColumns, mirror, near_limit
 from softlinalg._newton_pinv import newton_pinv
 from softlinalg._pinv import ridge_inverse
@@ -407,11 +406,11 @@ def soft_attention(
     )._replace(is_kernel=True)
     scale = checked_scale(func, q, k, v, landmarks, key_padding_mask, length_scale, check_finite, xp=xp)
     arguments = (q, v, landmarks, k, key_padding_mask)
-    home, given, xp = in_numpy(*(array for array in arguments if array is not None), xp=xp)
+    home, given, xp = _arrays.in_numpy(*(array for array in arguments if array is not None), xp=xp)
     rest = iter(given)
     q, v, landmarks, k, key_padding_mask = (None if array is None else next(rest) for array in arguments)
     out = _computed(q, v, landmarks, k, key_padding_mask, scale, settings, dtype, xp=xp)
-    return out if home is None else _arrays.from_numpy(out, home.like, xp=home.xp)
+    return out if home is None else home.bring(out)
 
 
 def _computed(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from softlinalg import _arrays, _inputs, _linalg
 from softlinalg._kernels import kernel_matmul
 from softlinalg._nystrom import NystromDecomposition, nystrom
-from softlinalg._nystrom_core import Wide, kernel_unit, optional_count
+from softlinalg._nystrom_core import Wide, kernel_unit, optional_count, plus_gram
 from softlinalg._nystrom_solve import column_norms, core_product, preconditioner_core
 from softlinalg._ridge_sums import checked_targets, checked_weights
 from softlinalg._settings import flag, is_one_of, shown
@@ -315,8 +315,7 @@ class _System:
         wxp = self.wide.xp
         gram = self.wide.zeros(self.d.rank, self.d.rank)
         for start, stop, features in self.d._blocks():
-            f = self.wide.widen(features) * self.root[start:stop, :]  # type: ignore[index]
-            gram = gram + wxp.matrix_transpose(f) @ f
+            gram = plus_gram(gram, self.wide.widen(features) * self.root[start:stop, :], xp=wxp)  # type: ignore[index]
         values, rotation = wxp.linalg.eigh(gram)
         return wxp.where(values > 0, values, wxp.zeros_like(values)), rotation
 

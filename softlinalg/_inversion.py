@@ -287,22 +287,7 @@ class Rounded(NamedTuple):
 _Result = TypeVar("_Result", bound=CertifiedInverse | CertifiedPinv)
 
 
-class Home(NamedTuple):
-    """Where a result belongs that NumPy computes."""
-
-    like: Array
-    """An array of that library and device."""
-    xp: Namespace
-
-
-def in_numpy(*arrays: Array, xp: Namespace) -> tuple[Home | None, tuple[Array, ...], Namespace]:
-    """Where results belong, and the arrays and the namespace to compute them with: NumPy's where the library compiles each shape."""
-    if not _arrays.compiles_each_shape(*arrays):
-        return None, arrays, xp
-    return Home(arrays[0], xp), tuple(map(_arrays.to_numpy, arrays)), _arrays.host_namespace()
-
-
-def brought_home(result: _Result, home: Home | None) -> _Result:
+def brought_home(result: _Result, home: _arrays.Home | None) -> _Result:
     """A result of NumPy in the library of `home`. Where that has no float64 its bounds are rounded upwards."""
     if home is None:
         return result
@@ -312,7 +297,7 @@ def brought_home(result: _Result, home: Home | None) -> _Result:
             with np.errstate(over="ignore"):
                 near = fields[name].astype(np.float32)
                 fields[name] = np.where(near < fields[name], np.nextafter(near, np.float32(np.inf)), near)
-    return type(result)(**{name: _arrays.from_numpy(part, home.like, xp=home.xp) for name, part in fields.items()})
+    return type(result)(**{name: home.bring(part) for name, part in fields.items()})
 
 
 def finish(
@@ -325,7 +310,7 @@ def finish(
     matrix: Array,
     settings: Settings,
     *,
-    home: Home | None = None,
+    home: _arrays.Home | None = None,
     xp: Namespace,
 ) -> _Result:
     """Undo the scaling, restore shape and type, and warn or raise; `matrix` is what was inverted, `home` where the result belongs."""

@@ -421,8 +421,7 @@ class NystromDecomposition:
         for _ in range(2):
             gram = wide.zeros(count, count)
             for start, stop, _ in self._spans_of(vectors):
-                v = wide.widen(vectors[start:stop, :])
-                gram = gram + wxp.matrix_transpose(v) @ v
+                gram = plus_gram(gram, wide.widen(vectors[start:stop, :]), xp=wxp)
             eye = _arrays.eye_like(gram, xp=wxp)
             if float(wxp.max(wxp.abs(gram - eye))) <= 4 * _arrays.eps(self._map.dtype):
                 break

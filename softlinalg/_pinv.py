@@ -194,7 +194,7 @@ def _run(
     if a.ndim < 2:
         message = f"{func}: a must have shape (..., m, n); got {tuple(a.shape)}. Pass matrices."
         raise ShapeError(message)
-    home, (a,), xp = _inversion.in_numpy(a, xp=xp)
+    home, (a,), xp = _arrays.in_numpy(a, xp=xp)
     settings = _inversion.check_settings(func, method=method, methods=_METHODS, tol=tol, on_failure=on_failure, dtype=dtype, tight=tight)
     hermitian = flag(hermitian, func=func, name="hermitian")
     check_finite = flag(check_finite, func=func, name="check_finite")

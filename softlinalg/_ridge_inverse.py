@@ -173,7 +173,7 @@ def _run(
     xp, (a, *given), _ = _inputs.prepare(func, names, allow_complex=True)
     dtype = a.dtype
     _inputs.check_square(a, func=func, name="a")
-    home, (a, *given), xp = _inversion.in_numpy(a, *given, xp=xp)
+    home, (a, *given), xp = _arrays.in_numpy(a, *given, xp=xp)
     settings = _inversion.check_settings(func, method=method, methods=_METHODS, tol=tol, on_failure=on_failure, dtype=dtype, tight=tight)
     check_finite = flag(check_finite, func=func, name="check_finite")
     if check_finite:
@@ -190,7 +190,7 @@ def _run(
         made, certain = _cholesky_in_cache(flat, ridges, settings, xp=xp)
         if made is not None and certain:
             value = xp.reshape(made, (*batch, *made.shape[1:]))
-            return _plain(value if home is None else _arrays.from_numpy(value, home.like, xp=home.xp))
+            return _plain(value if home is None else home.bring(value))
     narrow = _arrays.eps(dtype) > _arrays.eps(wide)
     problem, exponent = _scaled(flat, ridges, wide, xp=xp)
     compute = _arrays.compute_dtype(dtype, xp=xp)

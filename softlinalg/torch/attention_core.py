@@ -14,9 +14,9 @@ from softlinalg import _arrays, _attention
 from softlinalg._attention import InverseSettings
 from softlinalg._attention_blocks import Columns, Factors, Forward
 from softlinalg.torch import autograd, cpu_kernels
-from softlinalg.torch.inputs import without_autocast
+from softlinalg.torch.inputs import in_type, without_autocast
 
-__all__ = ["attention", "attention_vjp", "common_type", "in_type", "kept_attention", "kept_memory", "per_head"]
+__all__ = ["attention", "attention_vjp", "common_type", "kept_attention", "kept_memory", "per_head"]
 
 
 def attention(
@@ -136,11 +136,6 @@ def common_type(q: Tensor, k: Tensor | None, v: Tensor) -> torch.dtype:
     """The type to which all are promoted."""
     common = torch.promote_types(q.dtype, v.dtype)
     return common if k is None else torch.promote_types(common, k.dtype)
-
-
-def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x.to(dtype)`, which takes microseconds where it changes nothing."""
-    return x if x.dtype == dtype else x.to(dtype)
 
 
 def per_head(x: Tensor, heads: int) -> Tensor:

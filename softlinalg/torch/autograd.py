@@ -418,12 +418,12 @@ def is_plain(*tensors: Tensor | None) -> bool:
     Inside of a transform of torch.func nothing is: whatever is done there to an ordinary tensor is wrapped.
     """
     functorch = torch._C._functorch
-    if torch.compiler.is_compiling() or functorch.maybe_current_level() is not None:
+    if torch.compiler.is_compiling() or functorch.maybe_current_level() is not None:  # once for all of them
         return all(x is None for x in tensors)
     for x in tensors:
         if x is None:
             continue
-        if type(x) not in _PLAIN or x.is_meta or functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
+        if type(x) not in _PLAIN or _arrays.is_traced(x) or functorch.is_legacy_batchedtensor(x):
             return False
         if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
             return False

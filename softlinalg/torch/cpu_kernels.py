@@ -23,6 +23,7 @@ from torch import Tensor
 
 from softlinalg import _attention_blocks, _buffers, _compiled, _native
 from softlinalg._attention_blocks import Columns, Forward, Gradients
+from softlinalg.torch.inputs import in_type
 
 __all__ = ["Kernels", "attend", "attend_vjp", "kernels_for"]
 
@@ -401,7 +402,7 @@ def attend_vjp(
 
 def _wide_inverse(x: Tensor, columns: Columns) -> Tensor:
     """The inverse of each head in float64. A call that would change nothing takes a few microseconds all the same."""
-    wide = x if x.dtype == torch.float64 else x.to(torch.float64)
+    wide = in_type(x, torch.float64)
     return wide if x.shape[:2] == (columns.b, columns.h) else wide.expand(columns.b, columns.h, columns.m, columns.m)
 
 

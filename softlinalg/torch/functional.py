@@ -14,8 +14,8 @@ from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
 from softlinalg.errors import BackendMismatchError, DTypeError, ParameterError, ShapeError
 from softlinalg.torch import attention_core, autograd, operators
-from softlinalg.torch.attention_core import common_type, in_type, per_head
-from softlinalg.torch.inputs import checked_tensors, without_autocast
+from softlinalg.torch.attention_core import common_type, per_head
+from softlinalg.torch.inputs import checked_tensors, in_type, without_autocast
 
 __all__ = [
     "AttentionError",
