@@ -127,7 +127,7 @@ def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) ->
     x, evidence = _cholesky(wide, settings.ridge, xp=xp)
     certificate = _certificates.judge_cholesky(evidence, w.shape[-1], xp=xp)
     # Rounding of 1 + ridge may have moved B, and so I - B X.
-    residual = certificate.residual + _arrays.eps(wide.dtype) * (1 + settings.ridge) * _linalg.frobenius(x, xp=xp)
+    residual = certificate.residual + _arrays.eps(wide.dtype) * (1 + settings.ridge) * certificate.norm
     return xp.astype(x, w.dtype, copy=False) if bool(xp.all(residual <= _tolerance(settings, w.dtype))) else None
 
 
@@ -174,7 +174,7 @@ def _if_certified(made: tuple[Array, ...], given: tuple[int, ...], settings: Inv
     w, x, evidence, center, moved, rows, columns = made
     tol, rounding = _tolerance(settings, "float64"), _arrays.eps("float64") * (1 + settings.ridge)
     for trace_b, trace_x, worst, norm in evidence.T.tolist():
-        if not _certificates.cholesky_residual(trace_b, trace_x, worst, m) + rounding * norm <= tol:
+        if not _certificates.cholesky_residual(trace_b, trace_x, worst, norm, m) + rounding * norm <= tol:
             return None
     shape = (*given[:-1], m)
     return w.reshape(shape), x.reshape(shape), center, moved, rows, columns.swapaxes(-1, -2)

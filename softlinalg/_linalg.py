@@ -24,6 +24,7 @@ __all__ = [
     "frobenius",
     "is_exactly_hermitian",
     "largest_entry",
+    "largest_row_sum",
     "minus_identity",
     "pivot_order",
     "power_of_two_scale",
@@ -57,6 +58,20 @@ def largest_entry(a: Array, *, xp: Namespace) -> Array:
     if _arrays.is_complex(a.dtype):
         return xp.maximum(xp.max(xp.abs(xp.real(a)), axis=(-2, -1)), xp.max(xp.abs(xp.imag(a)), axis=(-2, -1)))
     return xp.max(xp.abs(a), axis=(-2, -1))
+
+
+def largest_row_sum(a: Array, *, xp: Namespace) -> Array:
+    """The largest sum of absolute values along a row, shape (...), which bounds the spectral norm of a Hermitian matrix."""
+    if not isinstance(a, np.ndarray) or a.shape[-1] * a.shape[-2] < _LARGE:
+        return xp.max(xp.sum(xp.abs(a), axis=-1), axis=-1)
+    # A few rows at a time: absolute values of the whole would be a second matrix, written once and read once.
+    step = max(1, _LARGE // (4 * a.shape[-1]))
+    starts = range(0, a.shape[-2], step)
+    return np.max([np.max(np.sum(np.abs(a[..., i : i + step, :]), axis=-1), axis=-1) for i in starts], axis=0)
+
+
+_LARGE = 2**16
+"""Entries of a matrix that leave the second cache."""
 
 
 def binary_exponent(value: Array, *, xp: Namespace) -> Array:
@@ -255,7 +270,7 @@ def _host_spd_inverse(a: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np
     found = _native.invert(flat, np.zeros(flat.shape[0]))
     if found is None:
         return _lapack_spd_inverse(np.array(a, order="C"))
-    inverse, (_, trace, _) = found
+    inverse, (_, trace, *_) = found
     ok = np.isfinite(trace)
     inverse[~ok] = np.nan
     return inverse.reshape(a.shape), ok.reshape(a.shape[:-2])

@@ -144,19 +144,26 @@ void multiply_inverses(const Group& g) {
     }
 }
 
-// The traces of B and X, and the larger |B X v - v| for v of ones and of alternating signs.
-void look_at(const Group& g, V& trace_b, V& trace_x, V& worst) {
+inline V magnitude(V x) { return x < 0.0 ? -x : x; }
+inline V smaller(V x, V y) { return x < y ? x : y; }
+
+// The traces of B and X, the larger |B X v - v| for v of ones and of alternating signs, and the smaller of |X|_F and the largest sum
+// of a row's absolute values, rounded upwards.
+void look_at(const Group& g, V& trace_b, V& trace_x, V& worst, V& norm) {
     const int64_t m = g.m, p = g.p;
     const V *b = g.b, *x = g.factor;
-    V *sums = g.sums, *differences = g.sums + p, by_ones = {}, by_signs = {};
+    V *sums = g.sums, *differences = g.sums + p, by_ones = {}, by_signs = {}, squares = {}, longest = {};
     trace_b = trace_x = V{};
     for (int64_t i = 0; i < m; ++i) {
-        V even = {}, odd = {};
-        for (int64_t j = 0; j + 1 < m; j += 2) {
-            even += x[i * p + j];
-            odd += x[i * p + j + 1];
+        V even = {}, odd = {}, row = {}, length = {};
+        for (int64_t j = 0; j < m; ++j) {
+            const V entry = x[i * p + j];
+            (j % 2 ? odd : even) += entry;
+            row += entry * entry;
+            length += magnitude(entry);
         }
-        if (m % 2) even += x[i * p + m - 1];
+        squares += row;
+        longest = longest < length ? length : longest;
         sums[i] = even + odd;
         differences[i] = even - odd;
         trace_b += b[i * p + i];
@@ -175,6 +182,7 @@ void look_at(const Group& g, V& trace_b, V& trace_x, V& worst) {
     }
     for (int lane = 0; lane < LANES; ++lane)  // NaN must survive: it is what a failed member has
         worst[lane] = std::sqrt(by_ones[lane] > by_signs[lane] || std::isnan(by_ones[lane]) ? by_ones[lane] : by_signs[lane]);
+    norm = smaller(root(squares), longest) * (1.0 + 8e-16 * double(m));
 }
 
 template <typename T> void store(const Group& g, T* out, int64_t count) {
@@ -197,9 +205,9 @@ template <typename T> void invert(const T* a, const double* ridge, int64_t batch
         factorise(g);
         invert_factor(g);
         multiply_inverses(g);
-        V found[3];
-        look_at(g, found[0], found[1], found[2]);
-        for (int kind = 0; kind < 3; ++kind)
+        V found[4];
+        look_at(g, found[0], found[1], found[2], found[3]);
+        for (int kind = 0; kind < 4; ++kind)
             for (int64_t lane = 0; lane < count; ++lane) evidence[kind * batch + first + lane] = found[kind][lane];
         store(g, out + first * m * m, count);
     }
@@ -321,9 +329,9 @@ void factors(const T* points, int64_t m, int64_t d, T scale, T precision, T unit
     }
 }
 
-// All that attention needs of batches of landmarks (m, d): their kernel matrices W, X = (W + ridge I)^-1 with its evidence and its
-// Frobenius norm, and their factors. False where a landmark is beyond `limit` (in double) or `narrow` (in their type). `memory` holds
-// (m + 8) (d + 2) + batch (m + 1) doubles, `scratch` what `invert` needs.
+// All that attention needs of batches of landmarks (m, d): their kernel matrices W, X = (W + ridge I)^-1 with its evidence, and their
+// factors. False where a landmark is beyond `limit` (in double) or `narrow` (in their type). `memory` holds (m + 8) (d + 2) + batch (m + 1)
+// doubles, `scratch` what `invert` needs.
 template <typename T>
 bool landmarks(const T* points, int64_t batch, int64_t m, int64_t d, double ridge, double scale, double unit, double limit, double narrow,
     double lowest, double* w, double* x, double* evidence, T* center, T* moved, T* rows, T* columns, double* memory, void* scratch) {
@@ -338,11 +346,6 @@ bool landmarks(const T* points, int64_t batch, int64_t m, int64_t d, double ridg
         ridges[i] = ridge;
     }
     invert(w, ridges, batch, m, x, evidence, scratch);
-    for (int64_t i = 0; i < batch; ++i) {
-        double sum = 0;
-        for (int64_t j = 0; j < m * m; ++j) sum += x[i * m * m + j] * x[i * m * m + j];
-        evidence[3 * batch + i] = std::sqrt(sum);
-    }
     return true;
 }
 
@@ -382,7 +385,7 @@ void softlinalg_exp_float(float* p, int64_t rows, int64_t width, int64_t apart, 
 void softlinalg_exp_double(double* p, int64_t rows, int64_t width, int64_t apart, double lowest) {
     for (int64_t i = 0; i < rows; ++i) exponentials_of<double, false>(p + i * apart, width, lowest);
 }
-// `a` and `out` (batch, m, m), `ridge` (batch), `evidence` (3, batch): traces of B and X, and the miss.
+// `a` and `out` (batch, m, m), `ridge` (batch), `evidence` (4, batch): traces of B and X, the miss, a norm of X.
 void softlinalg_invert_float(const float* a, const double* ridge, int64_t batch, int64_t m, float* out, double* evidence, void* scratch) {
     invert(a, ridge, batch, m, out, evidence, scratch);
 }

@@ -176,13 +176,14 @@ def test_the_rounding_analysis_is_not_believed_where_the_library_is_wrong():
     st.floats(0, 1e6) | st.sampled_from([math.nan, -1.0]),
     st.floats(0, 1e10) | st.sampled_from([math.nan, math.inf, -1.0]),
     st.floats(0, 1) | st.floats(0, 1e-12) | st.just(math.nan),
+    st.floats(0, 1e10) | st.sampled_from([math.nan, math.inf]),
     st.integers(1, 300),
 )
-def test_plain_numbers_are_judged_as_arrays_are(trace_b: float, trace_x: float, worst: float, m: int) -> None:
-    evidence = certificates.CholeskyEvidence(*(np.asarray([x]) for x in (trace_b, trace_x, worst)))
+def test_plain_numbers_are_judged_as_arrays_are(trace_b: float, trace_x: float, worst: float, norm: float, m: int) -> None:
+    evidence = certificates.CholeskyEvidence(*(np.asarray([x]) for x in (trace_b, trace_x, worst, norm)))
     with np.errstate(all="ignore"):
         residual = certificates.judge_cholesky(evidence, m, xp=np_xp).residual
-    np.testing.assert_allclose(certificates.cholesky_residual(trace_b, trace_x, worst, m), residual[0], rtol=1e-12)
+    np.testing.assert_allclose(certificates.cholesky_residual(trace_b, trace_x, worst, norm, m), residual[0], rtol=1e-12)
 
 
 @settings(max_examples=60)
