@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _attention_blocks, _buffers, _certificates, _inputs, _iterations, _linalg, _native
+from softlinalg import _arrays, _attention_blocks, _buffers, _certificates_cholesky, _inputs, _iterations, _linalg, _native
 from softlinalg._attention_blocks import Columns, lowest_exponent, mean_point
 from softlinalg._kernel_distances import GaussianColumns, mirror, near_limit
 from softlinalg._newton_pinv import newton_pinv
@@ -125,21 +125,21 @@ def _quickly_certified(w: Array, settings: InverseSettings, *, xp: Namespace) ->
         return _arrays.one_through_numpy(lambda host, hosts: _quickly_certified(host, settings, xp=hosts), w, xp=xp)
     wide = xp.astype(w, _arrays.wide_dtype(w, xp=xp), copy=False)
     x, evidence = _cholesky(wide, settings.ridge, xp=xp)
-    certificate = _certificates.judge_cholesky(evidence, w.shape[-1], xp=xp)
+    certificate = _certificates_cholesky.judge_cholesky(evidence, w.shape[-1], xp=xp)
     # Rounding of 1 + ridge may have moved B, and so I - B X.
     residual = certificate.residual + _arrays.eps(wide.dtype) * (1 + settings.ridge) * certificate.norm
     return xp.astype(x, w.dtype, copy=False) if bool(xp.all(residual <= _tolerance(settings, w.dtype))) else None
 
 
-def _cholesky(wide: Array, ridge: float, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
+def _cholesky(wide: Array, ridge: float, *, xp: Namespace) -> tuple[Array, _certificates_cholesky.CholeskyEvidence]:
     """(W + ridge I)^-1 and the evidence for its certificate."""
     if not _arrays.is_numpy(wide):
         b = wide + ridge * _arrays.eye_like(wide, xp=xp)
         x, _ = _linalg.spd_inverse(b, xp=xp)
-        return x, _certificates.cholesky_evidence(b, x, xp=xp)
+        return x, _certificates_cholesky.cholesky_evidence(b, x, xp=xp)
     batch, count = wide.shape[:-2], math.prod(wide.shape[:-2])
     x, evidence = inverse_and_evidence(xp.reshape(wide, (count, *wide.shape[-2:])), xp.full(count, ridge, dtype=xp.float64), xp=xp)
-    return xp.reshape(x, wide.shape), _certificates.CholeskyEvidence(*(xp.reshape(part, batch) for part in evidence))
+    return xp.reshape(x, wide.shape), _certificates_cholesky.CholeskyEvidence(*(xp.reshape(part, batch) for part in evidence))
 
 
 def kernel_and_inverse(
@@ -174,7 +174,7 @@ def _if_certified(made: tuple[Array, ...], given: tuple[int, ...], settings: Inv
     w, x, evidence, center, moved, rows, columns = made
     tol, rounding = _tolerance(settings, "float64"), _arrays.eps("float64") * (1 + settings.ridge)
     for trace_b, trace_x, worst, norm in evidence.T.tolist():
-        if not _certificates.cholesky_residual(trace_b, trace_x, worst, norm, m) + rounding * norm <= tol:
+        if not _certificates_cholesky.cholesky_residual(trace_b, trace_x, worst, norm, m) + rounding * norm <= tol:
             return None
     shape = (*given[:-1], m)
     return w.reshape(shape), x.reshape(shape), center, moved, rows, columns.swapaxes(-1, -2)

@@ -17,25 +17,21 @@ References
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from softlinalg import _arrays, _linalg
 from softlinalg._typing import Array, Namespace
 
 __all__ = [
-    "CholeskyEvidence",
     "InverseCertificate",
     "PinvCertificate",
-    "certify_cholesky",
     "certify_inverse",
     "certify_pinv",
-    "cholesky_evidence",
-    "cholesky_residual",
     "correct_inverse",
     "diagonal_shift",
-    "judge_cholesky",
+    "judge_correction",
     "upper_frobenius",
     "upper_spectral",
 ]
@@ -79,11 +75,6 @@ def _gamma(length: int, dtype: object) -> float:
     k = 2 * length if _arrays.is_complex(dtype) else length
     gamma = k * u / (1 - k * u) if k * u < 0.5 else math.inf
     return gamma * math.sqrt(2) if _arrays.is_complex(dtype) else gamma
-
-
-@functools.cache
-def _gamma_of_float64(length: int) -> float:
-    return _gamma(length, "float64")
 
 
 def _slack(a: Array) -> float:
@@ -286,24 +277,30 @@ def correct_inverse(b: Array, x: Array, *, lost: Array, xp: Namespace) -> tuple[
         Exactly Hermitian.
     certificate : InverseCertificate
     """
-    u, gamma, slack = _unit(b.dtype), _gamma(b.shape[-1], b.dtype), _slack(b)
-    absolute = _arrays.tiny(b.dtype) * b.shape[-1] ** 2  # underflow
-    size_b, size_x = upper_frobenius(b, xp=xp), upper_frobenius(x, xp=xp)
     defect = _linalg.minus_identity(b @ x, xp=xp)  # -R
-    size_defect = upper_frobenius(defect, xp=xp)
-    shifted = xp.astype(xp.any(lost != 0, axis=-1), size_x.dtype)
+    product = x @ defect  # -X R
+    corrected = x - product
+    sizes = [upper_frobenius(part, xp=xp) for part in (b, x, defect, product, corrected)]
+    certificate = judge_correction(sizes, lost, xp=xp)
+    return (corrected + _linalg.adjoint(corrected, xp=xp)) / 2, certificate  # no larger than before, but for rounding
+
+
+def judge_correction(sizes: Sequence[Array], lost: Array, *, xp: Namespace) -> InverseCertificate:
+    """The certificate of `correct_inverse` from upper bounds of the Frobenius norms of B, X, R, X R and X', each of shape (...)."""
+    size_b, size_x, size_defect, size_product, size = sizes
+    m, dtype = lost.shape[-1], size_b.dtype
+    u, gamma = _unit(dtype), _gamma(m, lost.dtype)
+    slack = 1 + 2 * _gamma(2 * m + 16, dtype)
+    absolute = _arrays.tiny(dtype) * m**2  # underflow
+    shifted = xp.astype(xp.any(lost != 0, axis=-1), dtype)
     error = ((gamma + 4 * u * shifted) * size_b * size_x + u * size_defect + absolute) * slack
     rho = (size_defect + error) * slack
     usable = rho < 0.99
     safe = xp.where(usable, rho, xp.zeros_like(rho))
-    product = x @ defect  # -X R
-    corrected = x - product
-    size = upper_frobenius(corrected, xp=xp)
     lost_in_product = (gamma * size_x * size_defect + absolute) * slack + size_x * error
-    step = upper_frobenius(product, xp=xp) + lost_in_product
+    step = size_product + lost_in_product
     bound = xp.where(usable, (step * safe / (1 - safe) + lost_in_product + 4 * u * size) * slack, xp.full_like(rho, math.inf))
-    corrected = (corrected + _linalg.adjoint(corrected, xp=xp)) / 2  # no larger than before, but for rounding
-    return corrected, InverseCertificate(xp.where(usable, size_b * bound * slack, bound), bound, size * slack)
+    return InverseCertificate(xp.where(usable, size_b * bound * slack, bound), bound, size * slack)
 
 
 def _quick_certificate(b: Array, x: Array, *, shifted: bool, xp: Namespace) -> InverseCertificate:
@@ -319,89 +316,6 @@ def _quick_certificate(b: Array, x: Array, *, shifted: bool, xp: Namespace) -> I
     safe = xp.where(usable, rho, xp.zeros_like(rho))
     bound = xp.where(usable, size_x * safe / (1 - safe) * _slack(b), infinite)
     return InverseCertificate(xp.where(xp.isnan(rho), infinite, rho), bound, size_x)
-
-
-def certify_cholesky(b: Array, x: Array, *, xp: Namespace) -> InverseCertificate:
-    """Theorem C4: the rounding analysis of Cholesky, made a number by two traces and a norm; O(m^2), for a check of it.
-
-    With L the computed factor and X the inverse computed from it, |L|_F^2 and |L^-1|_F^2 are the traces of B and X up
-    to rounding, so the backward error of the factorisation and the forward errors of the two inversion steps are known
-    from t = tr B, s = tr X and n >= |X|: |X - B^-1| <= r / (1 - 4 r) |B^-1| with r = c m u (t n + 2 sqrt(t s) + m), while
-    r <= 1/8. LAPACK's routines keep it with c near 1; c = 8 leaves room. That the library kept its promise is
-    spot-checked on two vectors.
-
-    Parameters
-    ----------
-    b, x : array, shape (..., m, m)
-        Hermitian positive definite, and its inverse as LAPACK gave it, in the same data type.
-
-    Returns
-    -------
-    InverseCertificate
-        Its `residual` is here the bound of the relative error; infinite where the spot check fails.
-
-    References
-    ----------
-    .. [1] N. J. Higham, Accuracy and Stability of Numerical Algorithms (2002), theorems 10.3 and 14.1 to 14.3.
-    .. [2] J. J. Du Croz, N. J. Higham, Stability of methods for matrix inversion (1992).
-    """
-    return judge_cholesky(cholesky_evidence(b, x, xp=xp), b.shape[-1], xp=xp)
-
-
-class CholeskyEvidence(NamedTuple):
-    """What `certify_cholesky` looks at, arrays of shape (...): so little that parts of a batch can be judged together, once."""
-
-    trace_b: Array
-    trace_x: Array
-    worst: Array
-    """The larger of |B X p - p| for two vectors p of ones and minus ones."""
-    norm_x: Array
-    """Upper bound of |X|_2: the smaller of the Frobenius norm and the largest sum of a row's absolute values."""
-
-
-def cholesky_evidence(b: Array, x: Array, *, xp: Namespace) -> CholeskyEvidence:
-    """The traces of B and X, a norm of X, and the spot check: few passes over both."""
-    m = b.shape[-1]
-    ones = xp.ones_like(b[..., :, :1])
-    signs = xp.reshape(xp.astype(xp.arange(m, device=_arrays.device_of(b)) % 2 * 2 - 1, b.dtype), (m, 1))
-    probes = xp.concat([ones, ones * signs], axis=-1)  # (..., m, 2)
-    miss = b @ (x @ probes) - probes
-    worst = xp.sqrt(xp.max(xp.sum(xp.abs(miss) ** 2, axis=-2), axis=-1))
-    norm = upper_frobenius(x, xp=xp)
-    if m > 0:
-        norm = xp.minimum(norm, _linalg.largest_row_sum(x, xp=xp) * _slack(x))
-    return CholeskyEvidence(_linalg.real_trace(b, xp=xp), _linalg.real_trace(x, xp=xp), worst, norm)
-
-
-def judge_cholesky(evidence: CholeskyEvidence, m: int, *, xp: Namespace) -> InverseCertificate:
-    """The certificate from the evidence; the formula stands in `certify_cholesky`."""
-    trace_b, trace_x, worst, norm = evidence
-    gamma = 8 * _gamma(m + 2, trace_b.dtype)
-    product = trace_b * trace_x
-    first = gamma * (trace_b * norm + 2 * xp.sqrt(xp.where(product > 0, product, xp.zeros_like(product))) + m)
-    usable = (first <= _MOST_TO_FIRST_ORDER) & (trace_x > 0) & (trace_b >= 0)
-    infinite = xp.full_like(trace_x, math.inf)
-    safe = xp.where(usable, first, xp.zeros_like(first))
-    relative = safe / (1 - 4 * safe)
-    kept = usable & (worst <= math.sqrt(m) * trace_b * norm * relative)
-    bound = xp.where(kept, norm * relative / (1 - relative), infinite)
-    return InverseCertificate(xp.where(kept, relative, infinite), bound, norm)
-
-
-_MOST_TO_FIRST_ORDER = 0.125
-"""Of r in theorem C4."""
-
-
-def cholesky_residual(trace_b: float, trace_x: float, worst: float, norm: float, m: int) -> float:
-    """`judge_cholesky(...).residual` of one float64 matrix, in plain numbers: for a few of them arrays take a hundred times as long."""
-    product = trace_b * trace_x
-    if not (product >= 0 and trace_x > 0 and norm < math.inf):
-        return math.inf
-    first = 8 * _gamma_of_float64(m + 2) * (trace_b * norm + 2 * math.sqrt(product) + m)
-    if not first <= _MOST_TO_FIRST_ORDER:
-        return math.inf
-    relative = first / (1 - 4 * first)
-    return relative if worst <= math.sqrt(m) * trace_b * norm * relative else math.inf
 
 
 def certify_pinv(a: Array, x: Array, *, slices: int = 3, xp: Namespace) -> PinvCertificate:

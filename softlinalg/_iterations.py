@@ -21,11 +21,10 @@ eps kappa^2, and grow.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from softlinalg import _arrays, _linalg
+from softlinalg import _arrays, _linalg, _norm_bounds
 from softlinalg._filters import (
     LARGEST_SCALE,
     SAFE_SCALE,
@@ -78,40 +77,10 @@ __all__ = [
     "newton_raphson_steps",
     "published_alpha",
     "safe_alpha",
-    "spectral_upper_bound",
 ]
 
 
 # ------------------------------------------------------------------------------------------- starts and bounds
-def spectral_upper_bound(a: Array, *, xp: Namespace) -> Array:
-    r"""Upper bound of the largest singular value, rounding included.
-
-    Parameters
-    ----------
-    a : array, shape (..., m, n)
-        Largest entry neither so large that a row sum overflows nor subnormal.
-
-    Returns
-    -------
-    array, shape (...), real
-        min(sqrt(|A|_1 |A|_inf), |A|_F) times 1 + (m + n + 8) eps. For a Hermitian matrix the first is |A|_1.
-
-    Notes
-    -----
-    O(m n). Sums of N non-negative numbers are off by at most a factor (1 - u)^N, u = eps / 2, in any order; the
-    Frobenius norm is summed by columns first, so that it sees m + n roundings and not m n, and is left out where its
-    squares underflow. For Gram matrices of kernels the bound was 1.1 to 1.9 times the largest eigenvalue. A power
-    iteration gives a lower bound: never use it here.
-    """
-    size = xp.abs(a)  # (..., m, n)
-    mixed = xp.sqrt(xp.max(xp.sum(size, axis=-2), axis=-1)) * xp.sqrt(xp.max(xp.sum(size, axis=-1), axis=-1))
-    frobenius = xp.sqrt(xp.sum(xp.sum(size * size, axis=-2), axis=-1))
-    # Squares of entries below sqrt(tiny) vanish; where the sum lies above tiny / eps^2 that changes nothing.
-    usable = frobenius > math.sqrt(_arrays.tiny(a.dtype)) / _arrays.eps(a.dtype)
-    bound = xp.where(usable, xp.minimum(mixed, frobenius), mixed)
-    return bound * (1 + (a.shape[-2] + a.shape[-1] + 8) * _arrays.eps(a.dtype))
-
-
 def safe_alpha(a: Array, *, xp: Namespace) -> Array:
     r"""Factor alpha for which Newton-Raphson from alpha A^H converges to the pseudo-inverse, for every A.
 
@@ -130,7 +99,7 @@ def safe_alpha(a: Array, *, xp: Namespace) -> Array:
     Convergence needs 0 < alpha < 2 / sigma_1^2, strictly: at 2 the largest singular value keeps the residual -1, and
     two equal landmarks reach equality in |A|_1 = sigma_1. Then |I - A X_0| <= 0.8 at sigma_1.
     """
-    bound = spectral_upper_bound(a, xp=xp)
+    bound = _norm_bounds.spectral_upper_bound(a, xp=xp)
     usable = bound > 0
     bound = xp.where(usable, bound, xp.ones_like(bound))
     return SAFE_SCALE / bound / bound
@@ -483,16 +452,32 @@ def _scaled_newton(a: Array, start: Array | None, scale: Any, factors: Sequence[
     """X <- s_j X (2I - A X) for the factors s_j (None: 1), from `start` or from scale * I."""
     two = _identity(a if start is None or _is_tall(a) else start, 2.0, xp=xp)
     x = _first_iterate(a, start, scale, xp=xp)
+    memory: list[Array] = []
     for step, factor in enumerate(factors):
+        s = None if factor is None else _per_matrix(factor, a, xp=xp)
         if step == 0 and start is None:  # X_0 = c I: its products are scalings
             c = _per_matrix(scale, a, xp=xp)
-            new = (c if factor is None else c * _per_matrix(factor, a, xp=xp)) * (two - c * a)
+            new = (c if s is None else c * s) * (two - c * a)
+        elif start is None and _arrays.may_reuse_buffers(a, x):
+            new = _step_in_memory(a, x, two, s, memory, xp=xp)
         else:
             new = (two - x @ a) @ x if _is_tall(a) else x @ (two - a @ x)
-            if factor is not None:
-                new = _per_matrix(factor, a, xp=xp) * new
-        x = _advance(step, counts, new, x, xp=xp)
+            if s is not None:
+                new = s * new
+        old, x = x, _advance(step, counts, new, x, xp=xp)
+        memory = [old if part is new and x is new else part for part in memory]  # what the next step may write to
     return x
+
+
+def _step_in_memory(a: Array, x: Array, two: Array, factor: Any, memory: list[Array], *, xp: Namespace) -> Array:
+    """factor X (2I - A X) for square matrices, in `memory`: two arrays, made at the first step. New ones in each step cost a third more."""
+    if not memory:
+        memory.extend(xp.empty_like(a) for _ in range(2))
+    rest, new = memory
+    xp.matmul(a, x, out=rest)
+    xp.subtract(two, rest, out=rest)
+    xp.matmul(x, rest, out=new)
+    return new if factor is None else xp.multiply(new, factor, out=new)
 
 
 def _scaled_newton_jvp(

@@ -213,6 +213,75 @@ template <typename T> void invert(const T* a, const double* ridge, int64_t batch
     }
 }
 
+// ------------------------------------------------------------------------------------------- one step of Newton
+// A row-major matrix into every lane, as it is or turned; beyond m zeros. Lanes without a matrix repeat the first.
+template <bool TURNED, typename T> void spread(const Group& g, const T* from, int64_t count, V* to) {
+    const int64_t m = g.m, p = g.p;
+    for (int64_t i = 0; i < p; ++i)
+        for (int64_t j = 0; j < p; ++j) {
+            V x = {};
+            if (i < m && j < m)
+                for (int lane = 0; lane < LANES; ++lane) x[lane] = double(from[(lane < count ? lane : 0) * m * m + i * m + j]);
+            to[TURNED ? j * p + i : i * p + j] = x;
+        }
+}
+
+// Of all p^2 entries, rounded upwards, squares that underflow included.
+inline V upwards(V norm, int64_t p) { return norm * (1.0 + 8e-16 * double(p)) + 1.5e-154 * double(p); }
+
+inline V frobenius(const V* x, int64_t p) {
+    V sum = {};
+    for (int64_t i = 0; i < p; ++i) {
+        V row = {};
+        for (int64_t j = 0; j < p; ++j) row += x[i * p + j] * x[i * p + j];
+        sum += row;
+    }
+    return upwards(root(sum), p);
+}
+
+// rows_i(A) . rows_j(B) for all i, j
+template <typename Use> inline __attribute__((always_inline)) void all_products(const V* a, const V* b, int64_t p, Use use) {
+    for (int64_t i = 0; i < p; i += TILE)
+        for (int64_t j = 0; j < p; j += TILE) {
+            V s[TILE][TILE] = {};
+            multiply(a + i * p, b + j * p, p, 0, p, s);
+            for (int r = 0; r < TILE; ++r)
+                for (int c = 0; c < TILE; ++c) use(i + r, j + c, s[r][c]);
+        }
+}
+
+// X' = X - X D, D = B X - I, then symmetrised, for symmetric B. `sizes` (5, batch) bound the Frobenius norms of B, X, D, X D and
+// of X' before it is symmetrised.
+template <typename T> void correct(const double* b, const T* x, int64_t batch, int64_t m, double* out, double* sizes, void* scratch) {
+    const int64_t p = (m + TILE - 1) / TILE * TILE;
+    V* memory = reinterpret_cast<V*>((reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t(63));
+    V *left = memory, *turned = memory + p * p, *defect = memory + 2 * p * p;  // B, later X; X^T, later X'; D^T
+    const Group g = {m, p, nullptr, turned, nullptr, nullptr, nullptr};
+    for (int64_t first = 0; first < batch; first += LANES) {
+        const int64_t count = batch - first < LANES ? batch - first : LANES;
+        V found[5];
+        spread<false>(g, b + first * m * m, count, left);
+        spread<true>(g, x + first * m * m, count, turned);
+        found[0] = frobenius(left, p);
+        found[1] = frobenius(turned, p);
+        all_products(turned, left, p, [=](int64_t j, int64_t i, V sum) { defect[j * p + i] = i == j && i < m ? sum - 1.0 : sum; });
+        found[2] = frobenius(defect, p);
+        spread<false>(g, x + first * m * m, count, left);
+        V squares[TILE] = {};
+        all_products(left, defect, p, [=, &squares](int64_t i, int64_t j, V sum) {
+            squares[i % TILE] += sum * sum;
+            turned[i * p + j] = left[i * p + j] - sum;
+        });
+        found[3] = upwards(root(squares[0] + squares[1] + squares[2]), p * p);
+        found[4] = frobenius(turned, p);
+        for (int64_t i = 0; i < m; ++i)
+            for (int64_t j = 0; j < i; ++j) turned[i * p + j] = turned[j * p + i] = (turned[i * p + j] + turned[j * p + i]) * 0.5;
+        for (int kind = 0; kind < 5; ++kind)
+            for (int64_t lane = 0; lane < count; ++lane) sizes[kind * batch + first + lane] = found[kind][lane];
+        store(g, out + first * m * m, count);
+    }
+}
+
 // ------------------------------------------------------------------------------------------- few points, many calls
 // A few dozen points make a dozen operations of NumPy, each of which takes longer to call than to compute.
 
@@ -391,6 +460,13 @@ void softlinalg_invert_float(const float* a, const double* ridge, int64_t batch,
 }
 void softlinalg_invert_double(const double* a, const double* ridge, int64_t batch, int64_t m, double* out, double* evidence, void* scratch) {
     invert(a, ridge, batch, m, out, evidence, scratch);
+}
+// `b` (batch, m, m), exactly symmetric, `x` and `out` likewise, `sizes` (5, batch).
+void softlinalg_correct_float(const double* b, const float* x, int64_t batch, int64_t m, double* out, double* sizes, void* scratch) {
+    correct(b, x, batch, m, out, sizes, scratch);
+}
+void softlinalg_correct_double(const double* b, const double* x, int64_t batch, int64_t m, double* out, double* sizes, void* scratch) {
+    correct(b, x, batch, m, out, sizes, scratch);
 }
 int32_t softlinalg_kernel_float(
     const float* points, int64_t batch, int64_t m, int64_t d, double scale, double limit, double lowest, double* out, double* memory) {

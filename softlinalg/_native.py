@@ -20,6 +20,7 @@ from softlinalg import _compiled
 
 __all__ = [
     "clamped_exp_in_place",
+    "correct",
     "inverse_vjp",
     "invert",
     "kernel_matrix",
@@ -28,6 +29,7 @@ __all__ = [
     "load",
     "loaded_or_why_not",
     "nearest",
+    "serves_step",
 ]
 
 _log = logging.getLogger(__name__)
@@ -77,13 +79,40 @@ def invert(a: _Array, ridge: _Array) -> tuple[_Array, _Array] | None:
     inverse : array, shape (N, m, m)
         Type of `a`, exactly symmetric; NaN or infinite where the matrix is not positive definite.
     evidence : array, shape (4, N)
-        The fields of `_certificates.CholeskyEvidence`.
+        The fields of `_certificates_cholesky.CholeskyEvidence`.
     """
     batch, m = a.shape[:2]
     if a.dtype not in _TYPES or not 0 < m <= _LARGEST or batch == 0:
         return None
     kernels = load()
     return None if kernels is None else _call_invert(kernels, a, ridge)
+
+
+def serves_step(shape: tuple[int, ...], dtype: str) -> bool:
+    """Can `correct` be called for B of a shape (N, m, m) and data type?"""
+    return dtype == "float64" and shape[0] > 0 and 0 < shape[-1] <= _LARGEST and load() is not None
+
+
+def correct(b: _Array, x: _Array) -> tuple[_Array, _Array]:
+    """One Newton step X' = X - X D, D = B X - I, symmetrized, for symmetric B; where `serves_step` says so.
+
+    Parameters
+    ----------
+    b : array, shape (N, m, m)
+        float64, exactly symmetric.
+    x : array, shape (N, m, m)
+        float32 or float64.
+
+    Returns
+    -------
+    corrected : array, shape (N, m, m)
+        float64, exactly symmetric.
+    sizes : array, shape (5, N)
+        Upper bounds of the Frobenius norms of B, X, D, X D, and of X' before it is symmetrized.
+    """
+    kernels = load()
+    assert kernels is not None
+    return _call_correct(kernels, b, x)
 
 
 def _serves_points(points: _Array) -> bool:
@@ -210,6 +239,15 @@ def _call_invert(kernels: ctypes.CDLL, a: _Array, ridge: _Array) -> tuple[_Array
     return out, evidence
 
 
+def _call_correct(kernels: ctypes.CDLL, b: _Array, x: _Array) -> tuple[_Array, _Array]:
+    b, x = np.ascontiguousarray(b), np.ascontiguousarray(x)
+    batch, m = b.shape[:2]
+    out, sizes = np.empty_like(b), np.empty((5, batch))
+    scratch = np.empty(kernels.softlinalg_scratch_bytes(m), dtype=np.uint8)
+    _of_type(kernels, "correct", x.dtype)(b.ctypes.data, x.ctypes.data, batch, m, *(a.ctypes.data for a in (out, sizes, scratch)))
+    return out, sizes
+
+
 def _call_kernel(kernels: ctypes.CDLL, points: _Array, scale: float, limit: float, lowest: float) -> _Array | None:
     points = np.ascontiguousarray(points)
     batch, m, d = points.shape
@@ -303,6 +341,8 @@ def _bind(kernels: ctypes.CDLL) -> None:
     kernels.softlinalg_scratch_bytes.restype, kernels.softlinalg_scratch_bytes.argtypes = ctypes.c_int64, (ctypes.c_int64,)
     for function in (kernels.softlinalg_invert_float, kernels.softlinalg_invert_double):
         function.restype, function.argtypes = None, (pointer, pointer, number, number, pointer, pointer, pointer)
+    for function in (kernels.softlinalg_correct_float, kernels.softlinalg_correct_double):
+        function.restype, function.argtypes = None, (pointer, pointer, number, number, pointer, pointer, pointer)
     for function in (kernels.softlinalg_exp_float, kernels.softlinalg_exp_double):
         function.restype, function.argtypes = None, (pointer, number, number, number, ctypes.c_double)
     real = ctypes.c_double
@@ -322,7 +362,7 @@ def _check(kernels: ctypes.CDLL) -> None:
     """Raise RuntimeError unless the code is right about a small example of each type."""
     checks = {"exponentials": _exponentials_are_right, "inverses": _inverses_are_right, "kernel matrices": _kernels_are_right}
     checks |= {"factors of landmarks": _factors_are_right, "landmarks": _landmarks_are_right, "gradients of inverses": _gradients_are_right}
-    checks |= {"nearest landmarks": _nearest_are_right}
+    checks |= {"nearest landmarks": _nearest_are_right, "Newton steps": _steps_are_right}
     for what, is_right in checks.items():
         for dtype in _TYPES:
             if not is_right(kernels, dtype):
@@ -350,6 +390,20 @@ def _inverses_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
     return np.allclose(inverse, expected, rtol=0, atol=100 * np.finfo(dtype).eps) and bool(
         np.allclose(evidence[[0, 1, 3]], [*traces, norms], rtol=1e-13) and (evidence[2] < 1e-13).all()
     )
+
+
+def _steps_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
+    distance = np.abs(np.subtract.outer(np.arange(7.0), np.arange(7.0)))
+    b = np.stack([1 / (1 + distance) + (1 + i) * np.eye(7) for i in range(6)])
+    x = (np.linalg.inv(b) + 0.01 * np.cos(np.arange(49.0)).reshape(7, 7)).astype(dtype)
+    corrected, sizes = _call_correct(kernels, b, x)
+    wide = x.astype(np.float64)
+    defect = b @ wide - np.eye(7)
+    product = wide @ defect
+    step = wide - product
+    norms = [np.linalg.norm(part, axis=(1, 2)) for part in (b, wide, defect, product, step)]
+    close = np.allclose(corrected, (step + step.swapaxes(1, 2)) / 2, rtol=0, atol=1e-14)
+    return close and bool(np.allclose(sizes, norms, rtol=1e-12))
 
 
 def _points(dtype: np.dtype[Any]) -> _Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from softlinalg import _arrays, _certificates, _inputs, _inversion, _iterations, _linalg
+from softlinalg import _arrays, _certificates, _inputs, _inversion, _iterations, _linalg, _norm_bounds
 from softlinalg._inversion import Attempt, CertifiedInverse, CertifiedPinv, InverseMethod, Outcome, Settings
 from softlinalg._newton_pinv import NewtonPinv, newton_pinv, newton_pinv_jvp, newton_pinv_vjp
 from softlinalg._ridge_inverse import (
@@ -277,7 +277,7 @@ def _attempt(method: InverseMethod, a: Array, cut: float, compute: Any, settings
         return Attempt((x + _linalg.adjoint(x, xp=xp)) / 2, direct)
     work = xp.astype(a, compute)
     # Frozen bounds of the norm: the filter, and with it the cut, is then the same for every backend.
-    hi = xp.astype(_iterations.spectral_upper_bound(work, xp=xp), _arrays.real_dtype(compute, xp=xp))
+    hi = xp.astype(_norm_bounds.spectral_upper_bound(work, xp=xp), _arrays.real_dtype(compute, xp=xp))
     hi = xp.where(hi > 0, hi, xp.ones_like(hi))
     target = 64 * _arrays.eps(compute)  # quadratic convergence: full accuracy costs two or three steps more than `tol`
     if method == InverseMethod.chebyshev:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from softlinalg import _arrays, _certificates, _inputs, _inversion, _iterations, _linalg, _native
+from softlinalg import _arrays, _certificates, _certificates_cholesky, _inputs, _inversion, _iterations, _linalg, _native, _norm_bounds
 from softlinalg._inversion import Attempt, CertifiedInverse, InverseMethod, Outcome, Settings
 from softlinalg._settings import flag
 from softlinalg._typing import Array, Namespace
@@ -226,20 +227,20 @@ def _cholesky_in_cache(flat: Array, ridge: Array, settings: Settings, *, xp: Nam
     value, joined = inverse_and_evidence(host, host_ridge, xp=host_xp)
     with _arrays.quiet(host):
         # Judged once for all: a dozen operations on a few numbers for each part would take as long as a fifth of the inverses.
-        certificate = _certificates.judge_cholesky(joined, host.shape[-1], xp=host_xp)
+        certificate = _certificates_cholesky.judge_cholesky(joined, host.shape[-1], xp=host_xp)
     limit = 1e38 if _arrays.eps(host.dtype) > 1e-10 else 1e300
     certain = bool(host_xp.all((certificate.residual <= settings.tol) & (certificate.norm < limit)))
     return _arrays.from_numpy(value, flat, xp=xp), certain
 
 
-def inverse_and_evidence(host: Array, ridge: Array, *, xp: Namespace) -> tuple[Array, _certificates.CholeskyEvidence]:
+def inverse_and_evidence(host: Array, ridge: Array, *, xp: Namespace) -> tuple[Array, _certificates_cholesky.CholeskyEvidence]:
     """(A + ridge I)^-1 of NumPy matrices (N, m, m), in their type, and the evidence for the certificates.
 
     By compiled code where that serves, else by LAPACK, in parts of the batch that stay in the cache.
     """
     quick = None if _arrays.is_complex(host.dtype) else _native.invert(host, ridge)
     if quick is not None:
-        return quick[0], _certificates.CholeskyEvidence(*quick[1])
+        return quick[0], _certificates_cholesky.CholeskyEvidence(*quick[1])
     wide = xp.complex128 if _arrays.is_complex(host.dtype) else xp.float64
     value = _arrays.empty_like_shape(host.shape, host, xp=xp)
     step = max(1, 2**16 // host.shape[-1] ** 2)  # 512 KiB of float64
@@ -249,9 +250,9 @@ def inverse_and_evidence(host: Array, ridge: Array, *, xp: Namespace) -> tuple[A
             part = slice(start, start + step)
             b, _ = _certificates.diagonal_shift(host[part], ridge[part], dtype=wide, xp=xp)
             inverse, _ = _linalg.spd_inverse(b, xp=xp)
-            evidence.append(_certificates.cholesky_evidence(b, inverse, xp=xp))
+            evidence.append(_certificates_cholesky.cholesky_evidence(b, inverse, xp=xp))
             value[part] = inverse
-    return value, _certificates.CholeskyEvidence(*(xp.concat(field) for field in zip(*evidence, strict=True)))
+    return value, _certificates_cholesky.CholeskyEvidence(*(xp.concat(field) for field in zip(*evidence, strict=True)))
 
 
 def _plain(value: Array) -> CertifiedInverse:
@@ -324,13 +325,16 @@ def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: S
         return Attempt((inverse + _linalg.adjoint(inverse, xp=xp)) / 2, direct)
     work = xp.astype(b, compute)
     real = _arrays.real_dtype(compute, xp=xp)
-    hi = xp.astype(_iterations.spectral_upper_bound(xp.astype(problem.a, compute), xp=xp), problem.ridge.dtype) + problem.ridge
+    hi = xp.astype(_largest_eigenvalue(xp.astype(problem.a, compute), xp=xp), problem.ridge.dtype) + problem.ridge
     # Rounding of B to the type of the iteration can move eigenvalues by its eps |B|: keep `lo` a lower bound.
     lo = problem.ridge * (1 - 4 * _arrays.eps(compute))
     # Where there is a wider type the last step is done in it: its two products give the correction and its bound.
-    last_wide = hermitian and _arrays.eps(b.dtype) < _arrays.eps(compute) and not _arrays.is_traced(b)
-    target = settings.tol / b.shape[-1] if last_wide else settings.tol / 4
-    counts, most = _step_counts(method, hi / lo, target, compute, xp=xp)
+    last_wide = hermitian and not _arrays.is_traced(b) and (_arrays.eps(b.dtype) < _arrays.eps(compute) or _steps_natively(b))
+    # That bound has a Frobenius norm for a spectral one twice, up to m times too much. Usually it is sqrt(m) to 10 sqrt(m); where this
+    # target was too bold one more step is done at the end.
+    m = b.shape[-1]
+    target = settings.tol / (min(m, 4 * math.sqrt(m)) if last_wide else 4)
+    counts, most = _step_counts(method, hi / lo, target, compute, least=int(last_wide and method == InverseMethod.newton), xp=xp)
     if method == InverseMethod.chebyshev:
         bounds = {"lo": xp.astype(lo, real), "hi": xp.astype(hi, real)}
         inverse = _iterations.chebyshev_newton(work, **bounds, steps=counts, polish=0 if last_wide else 1, max_steps=most, xp=xp)
@@ -339,17 +343,44 @@ def _attempt(method: InverseMethod, problem: _Problem, compute: Any, settings: S
         before = counts - 1 if last_wide else counts
         scale = xp.astype(2 / (lo + hi), real)
         inverse = _iterations.newton_raphson(work, steps=before, scale=scale, max_steps=most - 1 if last_wide else most, xp=xp)
-    inverse = xp.astype(inverse, b.dtype)
     if isinstance(counts, int):
         counts = _inversion.integer_like(problem.ridge, counts, xp=xp)
     if last_wide:
-        corrected, certificate = _certificates.correct_inverse(b, inverse, lost=problem.lost, xp=xp)
+        corrected, certificate = _last_step(b, inverse, problem.lost, xp=xp)
         return Attempt(corrected, counts, certificate)
+    inverse = xp.astype(inverse, b.dtype)
     # Symmetrized once, after the loop: inside it rounding would blow up.
     return Attempt((inverse + _linalg.adjoint(inverse, xp=xp)) / 2, counts)
 
 
-def _step_counts(method: InverseMethod, kappa: Array, target: float, compute: Any, *, xp: Namespace) -> tuple[Array | int, int]:
+def _largest_eigenvalue(a: Array, *, xp: Namespace) -> Array:
+    """An upper bound of it, by NumPy where it can see the matrices: batched products with one vector are quick there."""
+    if not (_arrays.is_cpu(a) and _arrays.may_reuse_buffers(a)):
+        return _norm_bounds.hermitian_upper_bound(a, xp=xp)
+    host, host_xp = _arrays.host_view(a, xp=xp)
+    with _arrays.one_blas_thread():
+        bound = _norm_bounds.hermitian_upper_bound(host, xp=host_xp)
+    return _arrays.from_numpy(bound, a, xp=xp)
+
+
+def _steps_natively(b: Array) -> bool:
+    """Does compiled code do Newton steps of these?"""
+    return _arrays.is_cpu(b) and _arrays.may_reuse_buffers(b) and _native.serves_step(b.shape, _arrays.dtype_name(b.dtype))
+
+
+def _last_step(b: Array, x: Array, lost: Array, *, xp: Namespace) -> tuple[Array, _certificates.InverseCertificate]:
+    """`correct_inverse` of an inverse in a narrower type, by compiled code where that serves: a library's small products take longer."""
+    if _steps_natively(b):
+        (host_b, host_xp), (host_x, _), (host_lost, _) = (_arrays.host_view(part, xp=xp) for part in (b, x, lost))
+        corrected, sizes = _native.correct(host_b, host_x)
+        with np.errstate(all="ignore"):
+            certificate = _certificates.judge_correction(list(sizes), host_lost, xp=host_xp)
+        fields = (_arrays.from_numpy(field, b, xp=xp) for field in certificate)
+        return _arrays.from_numpy(corrected, b, xp=xp), _certificates.InverseCertificate(*fields)
+    return _certificates.correct_inverse(b, xp.astype(x, b.dtype), lost=lost, xp=xp)
+
+
+def _step_counts(method: InverseMethod, kappa: Array, target: float, compute: Any, *, least: int, xp: Namespace) -> tuple[Array | int, int]:
     """Steps of every matrix from its own condition number, one number where all need as many, and the largest, known on the host.
 
     Traced code cannot read the largest condition number: there it is that at which the type has no digit left, 1 / eps, and
@@ -357,11 +388,11 @@ def _step_counts(method: InverseMethod, kappa: Array, target: float, compute: An
     """
     target = max(target, (16 * _arrays.eps(compute)) ** 2)
     edges = _staircase(method == InverseMethod.chebyshev, target, 1 / _arrays.eps(compute))
-    counts = _inversion.integer_like(kappa, 0, xp=xp)
+    counts = _inversion.integer_like(kappa, least, xp=xp)
     for step, edge in edges:
-        counts = xp.where(kappa > edge, xp.full_like(counts, step), counts)
+        counts = xp.where(kappa > edge, xp.full_like(counts, max(step, least)), counts)
     if _arrays.is_traced(kappa):
-        return counts, edges[-1][0]
+        return counts, max(edges[-1][0], least)
     host = _arrays.to_numpy(counts)
     most = int(np.max(host, initial=0))
     return (most if bool(np.all(host == most)) else counts), most
@@ -396,13 +427,18 @@ def _certify(part: _Problem, tried: Attempt, way: InverseMethod, *, narrow: bool
     X (2I - B X) squares it, for two products.
     """
     outcome = _certify_once(part, tried, way, narrow=narrow, settings=settings, xp=xp)
-    if not narrow or way not in (InverseMethod.chebyshev, InverseMethod.newton) or _arrays.is_traced(part.b):
+    came_certified = tried.certificate is not None
+    if not (narrow or came_certified) or way not in (InverseMethod.chebyshev, InverseMethod.newton) or _arrays.is_traced(part.b):
         return outcome
     for _ in range(2):
         if bool(xp.all(outcome.converged)):
             break
-        value = 2 * outcome.value - outcome.value @ (part.b @ outcome.value)
-        corrected = Attempt((value + _linalg.adjoint(value, xp=xp)) / 2, outcome.steps + 1)
+        if came_certified:
+            value, certificate = _last_step(part.b, outcome.value, part.lost, xp=xp)
+            corrected = Attempt(value, outcome.steps + 1, certificate)
+        else:
+            value = 2 * outcome.value - outcome.value @ (part.b @ outcome.value)
+            corrected = Attempt((value + _linalg.adjoint(value, xp=xp)) / 2, outcome.steps + 1)
         better = _certify_once(part, corrected, way, narrow=narrow, settings=settings, xp=xp)
         # Members that were certified at once stay as they are, whatever their batch mates need.
         keep = outcome.converged
@@ -421,7 +457,7 @@ def _certify_once(part: _Problem, tried: Attempt, way: InverseMethod, *, narrow:
 
     certificate = tried.certificate
     if way == InverseMethod.cholesky and not settings.tight and not traced:
-        certificate = _certificates.certify_cholesky(part.b, tried.value, xp=xp)
+        certificate = _certificates_cholesky.certify_cholesky(part.b, tried.value, xp=xp)
         certificate = certificate if bool(xp.all(certificate.residual <= settings.tol)) else None
     if certificate is None:
         certificate = evaluate(settings.tight or traced)

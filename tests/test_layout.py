@@ -22,7 +22,7 @@ PACKAGE = Path(softlinalg.__file__).parent
 ROWS = [
     {"errors", "_typing"},
     {"_arrays", "_inputs", "_linalg", "_buffers", "_settings", "_memory", "_rng", "_compiled", "_native"},
-    {"_kernel*", "_iterations", "_filters", "_certificates*"},
+    {"_kernel*", "_iterations", "_filters", "_norm_bounds", "_certificates*"},
     {"_pinv", "_inversion", "_newton_pinv", "_ridge_inverse", "_landmark*"},
     {"_nystrom*"},
     {"_ridge_regression", "_ridge_sums", "_ridge_length_scales", "_ridge_landmarks", "_conjugate_gradients", "_spectral"},
@@ -35,7 +35,7 @@ FAMILIES = [
     {"_arrays", "_inputs", "_linalg", "_buffers", "_settings", "_memory", "_native", "_compiled"},
     {"_rng"},
     {"_kernel*"},
-    {"_iterations", "_filters"},
+    {"_iterations", "_filters", "_norm_bounds"},
     {"_certificates*"},
     {"_pinv", "_inversion", "_newton_pinv", "_ridge_inverse"},
     {"_landmark*"},

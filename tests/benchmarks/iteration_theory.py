@@ -20,6 +20,7 @@ import numpy as np
 import scipy.linalg
 
 from softlinalg import _iterations as it
+from softlinalg import _norm_bounds
 
 KAPPAS = (1e1, 1e2, 1e4, 1e6)
 TOLS = (1e-3, 1e-6, 1e-12)
@@ -140,7 +141,7 @@ def rounding_row(multiple: float, dtype: type, seeds: range) -> list[float]:
         # On a line in float64: in the plane the smallest eigenvalue of 64 points is above its rounding.
         x = np.random.default_rng(seed).standard_normal((64, 2 if dtype == np.float32 else 1))
         w = np.exp(-((x[:, None] - x[None]) ** 2).sum(-1) / 2)
-        upper = float(it.spectral_upper_bound(w, xp=xp))
+        upper = float(_norm_bounds.spectral_upper_bound(w, xp=xp))
         ridge = multiple * np.finfo(dtype).eps / 2 * upper
         b = (w + ridge * np.eye(64)).astype(dtype)
         truth = exact_inverse(b)

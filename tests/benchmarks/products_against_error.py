@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 import scipy.spatial
 
-from softlinalg import _certificates, _iterations
+from softlinalg import _certificates, _iterations, _norm_bounds
 
 RIDGE = 0.01
 TARGET = 1e-3
@@ -84,7 +84,7 @@ def make_core(family: str, m: int, seed: int) -> Core:
     b = w + np.float32(RIDGE) * np.eye(m, dtype=np.float32)
     exact = w.astype(np.float64) + RIDGE * np.eye(m)
     truth = scipy.linalg.cho_solve(scipy.linalg.cho_factor(exact), np.eye(m))
-    upper = float(_iterations.spectral_upper_bound(w, xp=xp))
+    upper = float(_norm_bounds.spectral_upper_bound(w, xp=xp))
     # Rounding in W may push an eigenvalue below zero by about eps |W|: it stays above RIDGE / 2, well within T3.
     return Core(w, b, RIDGE, upper + RIDGE, truth, np.linalg.eigvalsh(w.astype(np.float64)))
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from softlinalg import _certificates as certificates
-from softlinalg import _linalg
+from softlinalg import _certificates_cholesky, _linalg
 
 EPS = 2.0**-52
 
@@ -154,7 +154,7 @@ def test_the_bound_from_the_rounding_analysis_of_cholesky_holds():
             x, ok = _linalg.spd_inverse(b, xp=np_xp)
             assert ok.all()
             truth = extended_inverse(b)
-            result = certificates.certify_cholesky(b, x, xp=np_xp)
+            result = _certificates_cholesky.certify_cholesky(b, x, xp=np_xp)
             relative = two_norm(x - truth) / two_norm(truth)
             assert (result.residual >= relative * (1 - 1e-3)).all()
             certified += int(np.isfinite(result.residual).sum())
@@ -167,7 +167,7 @@ def test_the_rounding_analysis_is_not_believed_where_the_library_is_wrong():
     x, _ = _linalg.spd_inverse(b, xp=np_xp)
     x[1, 4, 7] += 1.0  # as a broken LAPACK might
     x[2] = x[2].T * 1.5
-    result = certificates.certify_cholesky(b, x, xp=np_xp)
+    result = _certificates_cholesky.certify_cholesky(b, x, xp=np_xp)
     assert np.isfinite(result.residual[0])
     assert np.isinf(result.residual[1:]).all()
 
@@ -180,10 +180,10 @@ def test_the_rounding_analysis_is_not_believed_where_the_library_is_wrong():
     st.integers(1, 300),
 )
 def test_plain_numbers_are_judged_as_arrays_are(trace_b: float, trace_x: float, worst: float, norm: float, m: int) -> None:
-    evidence = certificates.CholeskyEvidence(*(np.asarray([x]) for x in (trace_b, trace_x, worst, norm)))
+    evidence = _certificates_cholesky.CholeskyEvidence(*(np.asarray([x]) for x in (trace_b, trace_x, worst, norm)))
     with np.errstate(all="ignore"):
-        residual = certificates.judge_cholesky(evidence, m, xp=np_xp).residual
-    np.testing.assert_allclose(certificates.cholesky_residual(trace_b, trace_x, worst, norm, m), residual[0], rtol=1e-12)
+        residual = _certificates_cholesky.judge_cholesky(evidence, m, xp=np_xp).residual
+    np.testing.assert_allclose(_certificates_cholesky.cholesky_residual(trace_b, trace_x, worst, norm, m), residual[0], rtol=1e-12)
 
 
 @settings(max_examples=60)

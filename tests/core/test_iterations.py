@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from iteration_cases import EPS, hermitian, norm2, seeds, sizes, spectrum, unitary
 
 from softlinalg import _iterations as iterations
+from softlinalg import _norm_bounds
 from softlinalg.errors import ParameterError
 
 
@@ -183,7 +184,7 @@ def test_scaled_newton_is_as_accurate_as_lu_near_the_edge_of_float32(multiple):
     points = rng.standard_normal((64, 2))
     distances = ((points[:, None] - points[None]) ** 2).sum(-1)
     w = np.exp(-distances / 2)
-    upper = float(iterations.spectral_upper_bound(w, xp=numpy_namespace))
+    upper = float(_norm_bounds.spectral_upper_bound(w, xp=numpy_namespace))
     ridge = multiple * 2.0**-24 * upper
     b32 = (w + ridge * np.eye(64)).astype(np.float32)
     truth = np.linalg.inv(b32.astype(np.float64))
@@ -219,6 +220,8 @@ class Counting(np.ndarray):
         if ufunc is np.matmul:
             Counting.products += 1
             Counting.multiplications += plain[0].shape[-2] * plain[0].shape[-1] * plain[1].shape[-1]
+        if "out" in kwargs:
+            kwargs["out"] = tuple(np.asarray(x) for x in kwargs["out"])
         result = getattr(ufunc, method)(*plain, **kwargs)
         return result.view(Counting) if isinstance(result, np.ndarray) else result
 
@@ -281,7 +284,7 @@ def test_the_spectral_bound_is_never_below_the_norm(rows, columns, rank, symmetr
     if symmetric:
         a = a @ a.T
     a = np.ldexp(a, exponent).astype(np.float32 if half else np.float64)
-    bound = float(iterations.spectral_upper_bound(a, xp=numpy_namespace))
+    bound = float(_norm_bounds.spectral_upper_bound(a, xp=numpy_namespace))
     norm = norm2(a.astype(np.float64))
     assert bound >= norm * (1 - 4 * EPS)  # the reference's own rounding
     assert bound <= math.sqrt(np.abs(a).sum(0).max() * np.abs(a).sum(1).max()) * (1 + 1e-4)
@@ -295,11 +298,38 @@ def test_the_spectral_bound_holds_where_squares_underflow_and_where_it_is_sharp(
         a = np.full((4, 4), scale, dtype=np.float32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            bound = iterations.spectral_upper_bound(a, xp=xp)
+            bound = _norm_bounds.spectral_upper_bound(a, xp=xp)
         assert 4 * float(a[0, 0]) <= float(bound) <= 4 * float(a[0, 0]) * (1 + 1e-4)
-    assert float(iterations.spectral_upper_bound(np.zeros((2, 2)), xp=xp)) == 0
+    assert float(_norm_bounds.spectral_upper_bound(np.zeros((2, 2)), xp=xp)) == 0
     ones = np.ones((7, 7), dtype=np.float32) * np.float32(1 / 3)
-    assert float(iterations.spectral_upper_bound(ones, xp=xp)) >= np.linalg.norm(ones.astype(np.float64), 2)
+    assert float(_norm_bounds.spectral_upper_bound(ones, xp=xp)) >= np.linalg.norm(ones.astype(np.float64), 2)
+
+
+@given(m=sizes, rank=sizes, exponent=st.integers(-20, 20), half=st.booleans(), positive=st.booleans(), seed=seeds)
+@example(m=9, rank=1, exponent=0, half=False, positive=True, seed=0)
+def test_the_bound_for_hermitian_matrices_is_never_below_the_norm(m, rank, exponent, half, positive, seed):
+    rng = np.random.default_rng(seed)
+    factor = rng.standard_normal((m, rank))
+    factor[rng.random(m) < 0.2] *= rng.choice([0.0, 1e-9])  # rows of zeros, and small ones
+    a = np.abs(factor) @ np.abs(factor).T if positive else factor @ np.diag(rng.choice([-1.0, 1.0], rank)) @ factor.T
+    a = np.ldexp(a, exponent).astype(np.float32 if half else np.float64)
+    a = (a + a.T) / 2
+    wide = a.astype(np.float64)
+    bound, norm = float(_norm_bounds.hermitian_upper_bound(a, xp=numpy_namespace)), norm2(wide)
+    assert bound >= norm * (1 - 4 * EPS)
+    assert bound <= min(np.abs(wide).sum(1).max(), np.linalg.norm(wide)) * (1 + 1e-3) + math.sqrt(np.finfo(a.dtype).tiny) * m
+    assert float(_norm_bounds.hermitian_upper_bound(np.zeros((m, m)), xp=numpy_namespace)) <= 1e-150 * m
+
+
+@pytest.mark.parametrize("library", ["array_api_compat.numpy", "array_api_compat.torch", "array_api_strict", "jax.numpy"])
+def test_the_bound_for_hermitian_matrices_is_close_for_kernels(library):
+    xp = pytest.importorskip(library)
+    points = np.random.default_rng(0).standard_normal((3, 60, 4)) * np.array([0.2, 0.7, 2.0])[:, None, None]
+    a = np.exp(-((points[:, :, None] - points[:, None]) ** 2).sum(-1) / 2)
+    bound = np.asarray(_norm_bounds.hermitian_upper_bound(xp.asarray(a), xp=xp))
+    largest = np.linalg.eigvalsh(a)[:, -1]
+    assert (bound >= largest * (1 - 4 * EPS)).all()
+    assert (bound <= 1.1 * largest).all()
 
 
 @given(rows=sizes, columns=sizes, rank=sizes, kind=st.sampled_from(["ones", "low-rank", "duplicates"]), seed=seeds)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import softlinalg
-from softlinalg import _attention_blocks, _certificates, _compiled, _linalg, _native
+from softlinalg import _attention_blocks, _certificates, _certificates_cholesky, _compiled, _linalg, _native
 
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))), None)
 compiled = pytest.mark.skipif(
@@ -125,13 +125,43 @@ def test_inverses_and_their_evidence_are_right(dtype: type, m: int, batch: int, 
     error = np.linalg.norm(inverse - expected, axis=(-2, -1)) / np.linalg.norm(expected, axis=(-2, -1))
     assert error.max() <= 8 * m * 2.0**-52 * condition + np.finfo(dtype).eps
     np_xp = _linalg.np
-    theirs = _certificates.cholesky_evidence(b, expected, xp=np_xp)
+    theirs = _certificates_cholesky.cholesky_evidence(b, expected, xp=np_xp)
     np.testing.assert_allclose(evidence[0], theirs.trace_b, rtol=m * 1e-15)
     np.testing.assert_allclose(evidence[1], theirs.trace_x, rtol=m * 1e-15 * condition)
     assert (evidence[2] <= 8 * m**1.5 * 2.0**-52 * condition).all()
     np.testing.assert_allclose(evidence[3], theirs.norm_x, rtol=16 * m * m * 1e-16 + m * 1e-15 * condition)
-    certificate = _certificates.judge_cholesky(_certificates.CholeskyEvidence(*evidence), m, xp=np_xp)
+    certificate = _certificates_cholesky.judge_cholesky(_certificates_cholesky.CholeskyEvidence(*evidence), m, xp=np_xp)
     assert (error <= certificate.residual + np.finfo(dtype).eps).all()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(m=st.sampled_from([1, 2, 3, 4, 7, 16, 49, 64, 200]), batch=st.integers(1, 9), noise=st.sampled_from([0.0, 1e-3, 0.3]))
+def test_a_newton_step_and_its_norms_are_right(dtype: type, m: int, batch: int, noise: float) -> None:
+    b = matrices(batch, m) + np.eye(m)
+    assert _native.serves_step(b.shape, "float64")
+    exact = np.linalg.inv(b)
+    x = (exact * (1 + noise * np.cos(np.arange(m * m)).reshape(m, m))).astype(dtype)
+    corrected, sizes = _native.correct(b, x)
+    wide = x.astype(np.float64)
+    defect = b @ wide - np.eye(m)
+    product = wide @ defect
+    step = wide - product
+    norms = np.array([np.linalg.norm(part, axis=(-2, -1)) for part in (b, wide, defect, product, step)])
+    np.testing.assert_array_equal(corrected, corrected.swapaxes(-1, -2))
+    # Two inner products of length m one after the other.
+    rounding = 4 * m * 2.0**-52 * norms[1] * (norms[0] * norms[1] + 1)
+    assert (np.linalg.norm(corrected - (step + step.swapaxes(-1, -2)) / 2, axis=(-2, -1)) <= rounding).all()
+    own = np.array([0 * rounding, 0 * rounding, rounding / norms[1], rounding, rounding])
+    assert (sizes >= norms - own).all()
+    assert (sizes <= norms * (1 + 1e-10) + own + 1e-150).all()
+    certificate = _certificates.judge_correction(list(sizes), np.zeros((batch, m)), xp=_linalg.np)
+    error = np.linalg.norm(corrected - exact, axis=(-2, -1))
+    assert (error <= certificate.error_bound + rounding).all()
+    for i in range(batch):
+        alone = _native.correct(b[i : i + 1], x[i : i + 1])
+        np.testing.assert_array_equal(alone[0][0], corrected[i])
+        np.testing.assert_array_equal(alone[1][:, 0], sizes[:, i])
 
 
 @compiled
@@ -156,7 +186,7 @@ def test_what_has_no_factor_is_not_certified_and_leaves_the_others_alone() -> No
     a[4, 2, 2] = np.nan
     found = _native.invert(a, np.zeros(6))
     assert found is not None
-    certificate = _certificates.judge_cholesky(_certificates.CholeskyEvidence(*found[1]), 9, xp=_linalg.np)
+    certificate = _certificates_cholesky.judge_cholesky(_certificates_cholesky.CholeskyEvidence(*found[1]), 9, xp=_linalg.np)
     assert (certificate.residual < 1e-3).tolist() == [True, False, True, False, False, True]
     clean = _native.invert(a[[0, 2, 5]], np.zeros(3))
     assert clean is not None

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import softlinalg
-from softlinalg import InverseMethod, errors
+from softlinalg import InverseMethod, _native, _ridge_inverse, errors
 
 METHODS = ["auto", "cholesky", "eigh", "chebyshev", "newton"]
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
@@ -359,3 +359,26 @@ def test_forward_error_is_within_four_times_that_of_lu_in_float32():
         ours = norm(softlinalg.ridge_inverse(core, ridge) - exact)
         assert ours <= 4 * lu
         assert norm(result.value - exact) <= 4 * lu + 1e-6 * norm(exact)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("method", ["chebyshev", "newton"])
+def test_an_iteration_that_was_a_little_short_takes_one_step_more(method, dtype, monkeypatch):
+    """All eigenvalues but one lie where the residual is largest: the bound is then m times its square, more than what is usual."""
+    m, taken = 100, []
+    real = _ridge_inverse._last_step
+
+    def counted(*arguments, **keywords):
+        taken[-1] += 1
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(_ridge_inverse, "_last_step", counted)
+    for size in np.geomspace(0.1, 10, 24):
+        taken.append(0)
+        a = np.full((m, m), size / m, dtype=dtype)
+        value = softlinalg.ridge_inverse(a, 0.01, method=method, tol=1e-3, on_failure="raise")
+        exact = (np.eye(m) - np.ones((m, m)) * float(a[0, 0]) / (0.01 + m * float(a[0, 0]))) / 0.01
+        assert np.linalg.norm(value - exact, 2) <= 1e-3 * 100 * (1 + 1e-6)
+    if dtype == np.float32 or _native.load() is not None:
+        assert 2 in taken
+        assert 1 in taken
