@@ -228,6 +228,20 @@ def _is_recorded(x: Array) -> bool:
     return bool(recorded or torch.autograd.forward_ad.unpack_dual(x).tangent is not None)
 
 
+def settled(x: Array) -> Array:
+    """`x` with what PyTorch puts off done: conjugating or negating a view, and giving memory to zeros that have none.
+
+    Code that reads memory would take the view for its base: the wrong sign, and nothing said.
+    """
+    if not _is_torch(x) or is_traced(x):
+        return x
+    if x.is_conj():
+        x = x.resolve_conj()
+    if x.is_neg():
+        x = x.resolve_neg()
+    return x.clone() if x._is_zerotensor() else x
+
+
 def to_float(x: Array) -> float:
     """A Python float from an array of one entry."""
     return float(x)
@@ -238,7 +252,7 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     if isinstance(x, np.ndarray):
         return x
     if compat.is_torch_array(x):
-        x = x.detach().cpu()
+        x = settled(x.detach().cpu())
         return np.asarray((x.float() if dtype_name(x.dtype) == "bfloat16" else x).numpy())
     if compat.is_cupy_array(x):
         return np.asarray(x.get())

@@ -79,6 +79,7 @@ def _as_floating(x: Array, *, func: str, name: str, allow_complex: bool, xp: Nam
     """Promote integers and booleans, make the byte order native, refuse every type that is not a supported number."""
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
+    x = _arrays.settled(x)
     kind = _arrays.dtype_name(x.dtype)
     if kind in _arrays._REAL_NAMES or kind in _arrays._HALF_NAMES:
         return x

@@ -34,10 +34,12 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "readonly": ("numpy",),
     "big-endian": ("numpy",),
     "unaligned": ("numpy",),
+    "pending": ("torch",),
 }
 """Memory layouts, and the libraries that have them. "strided": every third number; "slice": a block of a larger array; "broadcast":
 stride 0 along the first batch axis (all members are the first one; without a batch axis as "slice"); "negative": both matrix axes
-run backwards in memory; "unaligned": at an address that is no multiple of the item size."""
+run backwards in memory; "unaligned": at an address that is no multiple of the item size; "pending": a view that PyTorch has yet to
+conjugate, or to negate where the numbers are real (of float32 and float64; others as "slice")."""
 
 
 def as_namespace(xp: Any) -> Namespace:
@@ -162,6 +164,10 @@ def apply_layout(array: Array, layout: str) -> Array:
         view[...] = array
         return view
     xp = compat.array_namespace(array)
+    if layout == "pending" and _arrays.is_complex(array.dtype):
+        return array.conj().resolve_conj().conj()
+    if layout == "pending" and _arrays.dtype_name(array.dtype) in ("float32", "float64"):
+        return xp.complex(xp.zeros_like(array), -array).conj().imag
     if layout == "F":
         return _filled(xp.matrix_transpose(_empty(_swapped(array.shape), array, xp=xp)), array) if array.ndim > 1 else array
     if layout == "strided":
@@ -171,7 +177,7 @@ def apply_layout(array: Array, layout: str) -> Array:
         return _filled(flipped[..., ::-1, ::-1] if array.ndim > 1 else flipped[::-1], array)
     if layout == "broadcast" and array.ndim > 2:
         return xp.broadcast_to(array[:1], array.shape)
-    lengths = [length + 2 for length in array.shape]  # "slice", and "broadcast" where there is no batch
+    lengths = [length + 2 for length in array.shape]  # "slice", and what has no other form
     return _filled(_empty(tuple(lengths), array, xp=xp)[tuple(slice(1, length - 1) for length in lengths)], array)
 
 

@@ -413,7 +413,7 @@ def _records(*tensors: Tensor | None) -> bool:
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Are these ordinary eager tensors: nothing that is traced, mapped, wrapped or differentiated in forward mode?
+    """Are these ordinary eager tensors, their numbers in memory: nothing traced, mapped, wrapped or differentiated in forward mode?
 
     Inside of a transform of torch.func nothing is: whatever is done there to an ordinary tensor is wrapped.
     """
@@ -424,6 +424,8 @@ def is_plain(*tensors: Tensor | None) -> bool:
         if x is None:
             continue
         if type(x) not in _PLAIN or _arrays.is_traced(x) or functorch.is_legacy_batchedtensor(x):
+            return False
+        if x.is_neg() or x._is_zerotensor():  # as gradients can be; arguments are settled before
             return False
         if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
             return False

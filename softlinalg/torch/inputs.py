@@ -70,7 +70,7 @@ def _checked(func: str, name: str, x: Any) -> Any:
             raise DTypeError(message)
         x = x.to(torch.get_default_dtype())
     _inputs.check_fits(x, func=func, name=name)
-    return x
+    return _arrays.settled(x)
 
 
 def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from scipy import sparse
 import softlinalg
 import softlinalg.torch as st
 from softlinalg import errors
+from softlinalg.testing.strategies import apply_layout
 
 CORE = [
     entry
@@ -266,6 +267,16 @@ def test_the_layout_does_not_matter_and_nothing_is_written(entry: Public, layout
     np.testing.assert_allclose(found, expected, rtol=0, atol=slack * max(1.0, float(np.abs(expected).max())))
     for name, value in before.items():
         assert np.array_equal(np.asarray(moved[name]), value)
+
+
+@pytest.mark.parametrize("entry", WHOLE_DTYPE, ids=named)
+def test_views_that_pytorch_has_yet_to_negate_are_read_right(entry: Public) -> None:
+    made = entry.make(np.random.default_rng(0))
+    now = {n: torch.from_numpy(np.array(v)) if n in entry.arrays else v for n, v in made.items()}
+    later = {n: apply_layout(v, "pending") if n in entry.arrays else v for n, v in now.items()}
+    assert all(later[n].is_neg() for n in entry.arrays)
+    expected, found = (np.asarray(first(entry.call(**arguments))) for arguments in (now, later))
+    np.testing.assert_array_equal(found, expected)
 
 
 # -------------------------------------------------------------------------------------- shapes and extremes

@@ -538,3 +538,24 @@ def test_wrong_arguments_of_the_other_functions_are_refused(call, error, message
     q, v, landmarks, _ = tokens(27)
     with pytest.raises(error, match=message):
         call(q, v, landmarks, q)
+
+
+@pytest.mark.parametrize("tokens", [40, 200])  # PyTorch's operations, and compiled kernels
+def test_views_that_pytorch_has_yet_to_negate_are_read_right(tokens):
+    torch.manual_seed(0)
+    q, v, grad = (torch.randn(1, 2, tokens, 32) for _ in range(3))
+    later = torch.randn(1, 2, tokens, 32, dtype=torch.complex64).conj().imag
+    assert later.is_neg()
+    for arguments in ((later, v, later[:, :, ::8]), (q, later, q[:, :, ::8]), (q, v, later[:, :, ::8])):
+        now = [x.clone() for x in arguments]
+        assert not any(x.is_neg() for x in now)
+        torch.testing.assert_close(soft_attention(*arguments), soft_attention(*now), rtol=0, atol=0)
+    leaf = q.clone().requires_grad_()
+    gradients = [
+        torch.autograd.grad(soft_attention(leaf, v, q[:, :, ::8]), leaf, grad_outputs=cotangent)[0]
+        for cotangent in (torch._neg_view(-grad), grad, torch._efficientzerotensor(tuple(grad.shape)))
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
+    assert float(gradients[2].abs().max()) == 0
+    nothing = torch._efficientzerotensor((1, 2, tokens, 32))
+    assert float(soft_attention(q, nothing, q[:, :, ::8]).abs().max()) == 0
