@@ -155,10 +155,11 @@ def kernel_and_inverse(
 
     def both(host: Array, hosts: Namespace) -> tuple[Array, ...] | None:
         m, d = host.shape[-2:]
-        limits = near_limit("float64"), near_limit(host.dtype)
-        made = _native.landmarks(host.reshape((-1, m, d)), 1 / length_scale, settings.ridge, unit, limits, lowest_exponent("float64"))
+        made = _native.landmarks(host.reshape((-1, m, d)), *native_settings(m, host.dtype, length_scale, settings, unit))
         if made is not None:
-            return _if_certified(made, host.shape, settings)
+            kernel, inverse, _, center, moved, rows, columns = made
+            shape = (*host.shape[:-1], m)
+            return kernel.reshape(shape), inverse.reshape(shape), center, moved, rows, columns.swapaxes(-1, -2)
         with _arrays.one_blas_thread():
             w = _attention_blocks.landmark_matrix(host, 1 / length_scale, xp=hosts)
             x = None if w is None else _quickly_certified(w, settings, xp=hosts)
@@ -168,16 +169,11 @@ def kernel_and_inverse(
     return None if found is None else (found[0], found[1], _attention_blocks.Factors(*found[2:]) if len(found) > 2 else None)
 
 
-def _if_certified(made: tuple[Array, ...], given: tuple[int, ...], settings: InverseSettings) -> tuple[Array, ...] | None:
-    """W, its inverse, and the factors of landmarks of the shape `given`, (..., m, d), as compiled code made them, if all is certified."""
-    m = given[-2]
-    w, x, evidence, center, moved, rows, columns = made
-    tol, rounding = _tolerance(settings, "float64"), _arrays.eps("float64") * (1 + settings.ridge)
-    for trace_b, trace_x, worst, norm in evidence.T.tolist():
-        if not _certificates_cholesky.cholesky_residual(trace_b, trace_x, worst, norm, m) + rounding * norm <= tol:
-            return None
-    shape = (*given[:-1], m)
-    return w.reshape(shape), x.reshape(shape), center, moved, rows, columns.swapaxes(-1, -2)
+def native_settings(m: int, dtype: DType, length_scale: float, settings: InverseSettings, unit: float) -> tuple[Any, ...]:
+    """What `_native.landmarks` is told about m landmarks of a type."""
+    certainty = _certificates_cholesky.certainty(m, _arrays.eps("float64") * (1 + settings.ridge), _tolerance(settings, "float64"))
+    limits = near_limit("float64"), near_limit(dtype)
+    return 1 / length_scale, settings.ridge, unit, limits, lowest_exponent("float64"), certainty
 
 
 def _tolerance(settings: InverseSettings, dtype: DType) -> float:

@@ -9,11 +9,11 @@ import functools
 import math
 from typing import NamedTuple
 
-from softlinalg import _arrays, _certificates, _linalg
+from softlinalg import _arrays, _certificates, _linalg, _native
 from softlinalg._certificates import InverseCertificate
 from softlinalg._typing import Array, Namespace
 
-__all__ = ["CholeskyEvidence", "certify_cholesky", "cholesky_evidence", "cholesky_residual", "judge_cholesky"]
+__all__ = ["CholeskyEvidence", "certainty", "certify_cholesky", "cholesky_evidence", "judge_cholesky"]
 
 
 def certify_cholesky(b: Array, x: Array, *, xp: Namespace) -> InverseCertificate:
@@ -87,18 +87,7 @@ _MOST_TO_FIRST_ORDER = 0.125
 """Of r in theorem C4."""
 
 
-def cholesky_residual(trace_b: float, trace_x: float, worst: float, norm: float, m: int) -> float:
-    """`judge_cholesky(...).residual` of one float64 matrix, in plain numbers: for a few of them arrays take a hundred times as long."""
-    product = trace_b * trace_x
-    if not (product >= 0 and trace_x > 0 and norm < math.inf):
-        return math.inf
-    first = 8 * _gamma_of_float64(m + 2) * (trace_b * norm + 2 * math.sqrt(product) + m)
-    if not first <= _MOST_TO_FIRST_ORDER:
-        return math.inf
-    relative = first / (1 - 4 * first)
-    return relative if worst <= math.sqrt(m) * trace_b * norm * relative else math.inf
-
-
-@functools.cache
-def _gamma_of_float64(length: int) -> float:
-    return _certificates._gamma(length, "float64")
+@functools.lru_cache(maxsize=64)
+def certainty(m: int, rounding: float, tol: float) -> _native.Certainty:
+    """For compiled code that judges inverses of m x m float64 matrices itself: relative error and `rounding` |X| within `tol`."""
+    return _native.Certainty(8 * _certificates._gamma(m + 2, "float64"), rounding, tol)

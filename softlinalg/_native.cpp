@@ -398,12 +398,25 @@ void factors(const T* points, int64_t m, int64_t d, T scale, T precision, T unit
     }
 }
 
+// Bound of the relative error of X by theorem C4, as `judge_cholesky` in _certificates_cholesky.py; infinite where nothing is certain.
+// `gamma` is 8 gamma_(m + 2).
+double relative_error(double trace_b, double trace_x, double worst, double norm, double gamma, int64_t m) {
+    const double product = trace_b * trace_x;
+    if (!(product >= 0 && trace_x > 0 && norm < INFINITY)) return INFINITY;
+    const double first = gamma * (trace_b * norm + 2 * std::sqrt(product) + double(m));
+    if (!(first <= 0.125)) return INFINITY;
+    const double relative = first / (1 - 4 * first);
+    return worst <= std::sqrt(double(m)) * trace_b * norm * relative ? relative : INFINITY;
+}
+
 // All that attention needs of batches of landmarks (m, d): their kernel matrices W, X = (W + ridge I)^-1 with its evidence, and their
-// factors. False where a landmark is beyond `limit` (in double) or `narrow` (in their type). `memory` holds (m + 8) (d + 2) + batch (m + 1)
-// doubles, `scratch` what `invert` needs.
+// factors. False where a landmark is beyond `limit` (in double) or `narrow` (in their type), or where the relative error of an inverse,
+// and `rounding` times its norm, is not certainly within `tol`. `memory` holds (m + 8) (d + 2) + batch (m + 1) doubles, `scratch` what
+// `invert` needs.
 template <typename T>
 bool landmarks(const T* points, int64_t batch, int64_t m, int64_t d, double ridge, double scale, double unit, double limit, double narrow,
-    double lowest, double* w, double* x, double* evidence, T* center, T* moved, T* rows, T* columns, double* memory, void* scratch) {
+    double lowest, double gamma, double rounding, double tol, double* w, double* x, double* evidence, T* center, T* moved, T* rows, T* columns,
+    double* memory, void* scratch) {
     double* ridges = memory + (m + 8) * (d + 2);
     T* squares = reinterpret_cast<T*>(ridges + batch);
     for (int64_t i = 0; i < batch; ++i) {
@@ -415,6 +428,8 @@ bool landmarks(const T* points, int64_t batch, int64_t m, int64_t d, double ridg
         ridges[i] = ridge;
     }
     invert(w, ridges, batch, m, x, evidence, scratch);
+    for (const double* e = evidence; e < evidence + batch; ++e)
+        if (!(relative_error(e[0], e[batch], e[2 * batch], e[3 * batch], gamma, m) + rounding * e[3 * batch] <= tol)) return false;
     return true;
 }
 
@@ -503,14 +518,16 @@ void softlinalg_factors_double(
             columns + i * m * (d + 2));
 }
 int32_t softlinalg_landmarks_float(const float* points, int64_t batch, int64_t m, int64_t d, double ridge, double scale, double unit, double limit,
-    double narrow, double lowest, double* w, double* x, double* evidence, float* center, float* moved, float* rows, float* columns, double* memory,
-    void* scratch) {
-    return landmarks(points, batch, m, d, ridge, scale, unit, limit, narrow, lowest, w, x, evidence, center, moved, rows, columns, memory, scratch);
+    double narrow, double lowest, double gamma, double rounding, double tol, double* w, double* x, double* evidence, float* center, float* moved,
+    float* rows, float* columns, double* memory, void* scratch) {
+    return landmarks(points, batch, m, d, ridge, scale, unit, limit, narrow, lowest, gamma, rounding, tol, w, x, evidence, center, moved, rows,
+        columns, memory, scratch);
 }
 int32_t softlinalg_landmarks_double(const double* points, int64_t batch, int64_t m, int64_t d, double ridge, double scale, double unit, double limit,
-    double narrow, double lowest, double* w, double* x, double* evidence, double* center, double* moved, double* rows, double* columns, double* memory,
-    void* scratch) {
-    return landmarks(points, batch, m, d, ridge, scale, unit, limit, narrow, lowest, w, x, evidence, center, moved, rows, columns, memory, scratch);
+    double narrow, double lowest, double gamma, double rounding, double tol, double* w, double* x, double* evidence, double* center, double* moved,
+    double* rows, double* columns, double* memory, void* scratch) {
+    return landmarks(points, batch, m, d, ridge, scale, unit, limit, narrow, lowest, gamma, rounding, tol, w, x, evidence, center, moved, rows,
+        columns, memory, scratch);
 }
 void softlinalg_nearest_float(
     const float* products, int64_t rows, int64_t m, const float* half, const float* of_half, const float* of_row, int64_t* label, float* best) {
@@ -519,6 +536,9 @@ void softlinalg_nearest_float(
 void softlinalg_nearest_double(
     const double* products, int64_t rows, int64_t m, const double* half, const double* of_half, const double* of_row, int64_t* label, double* best) {
     nearest(products, rows, m, half, of_half, of_row, label, best);
+}
+double softlinalg_relative_error(double trace_b, double trace_x, double worst, double norm, double gamma, int64_t m) {
+    return relative_error(trace_b, trace_x, worst, norm, gamma, m);
 }
 int64_t softlinalg_scratch_bytes(int64_t m) {
     const int64_t p = (m + TILE - 1) / TILE * TILE;

@@ -11,24 +11,29 @@ import functools
 import itertools
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from softlinalg import _compiled
 
 __all__ = [
+    "Certainty",
+    "LandmarkCall",
     "clamped_exp_in_place",
     "correct",
     "inverse_vjp",
     "invert",
     "kernel_matrix",
+    "landmark_call",
     "landmark_factors",
     "landmarks",
     "load",
     "loaded_or_why_not",
     "nearest",
+    "relative_error",
     "serves_step",
 ]
 
@@ -39,6 +44,7 @@ _LARGEST = 200
 _WIDEST = 256
 """Columns of points."""
 _TYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_NAMES = ("float32", "float64")
 
 _Array = np.ndarray[Any, Any]
 
@@ -116,8 +122,18 @@ def correct(b: _Array, x: _Array) -> tuple[_Array, _Array]:
 
 
 def _serves_points(points: _Array) -> bool:
-    """Few of them, in a type of the code: beyond, a product of matrices pays."""
-    return points.dtype in _TYPES and points.ndim == 3 and 0 < points.shape[1] <= _LARGEST and 0 < points.shape[2] <= _WIDEST
+    return points.dtype in _TYPES and points.ndim == 3 and _is_few(points.shape)
+
+
+def _is_few(shape: tuple[int, ...]) -> bool:
+    """Are these points (B, m, d) few? Beyond, a product of matrices pays."""
+    return 0 < shape[1] <= _LARGEST and 0 < shape[2] <= _WIDEST
+
+
+def relative_error(trace_b: float, trace_x: float, worst: float, norm: float, m: int, gamma: float) -> float | None:
+    """`_certificates_cholesky.judge_cholesky(...).residual` of one matrix, as `landmarks` computes it; None without compiled code."""
+    kernels = load()
+    return None if kernels is None else float(kernels.softlinalg_relative_error(trace_b, trace_x, worst, norm, gamma, m))
 
 
 def kernel_matrix(points: _Array, scale: float, limit: float, lowest: float) -> tuple[_Array | None] | None:
@@ -154,10 +170,22 @@ def landmark_factors(points: _Array, scale: float, unit: float) -> tuple[_Array,
     return None if kernels is None else _call_factors(kernels, points, scale, unit)
 
 
+class Certainty(NamedTuple):
+    """What theorem C4 must certify of an inverse (`_certificates_cholesky.judge_cholesky`)."""
+
+    gamma: float
+    """8 gamma_(m + 2) of float64."""
+    rounding: float
+    """Times a norm of the inverse: what rounding of the matrix itself adds to the relative error."""
+    tol: float
+
+
 def landmarks(
-    points: _Array, scale: float, ridge: float, unit: float, limits: tuple[float, float], lowest: float
+    points: _Array, scale: float, ridge: float, unit: float, limits: tuple[float, float], lowest: float, certainty: Certainty
 ) -> tuple[_Array, ...] | None:
-    """What `kernel_matrix`, `invert` and `landmark_factors` give, in one call; None where the code does not serve, or a point is far.
+    """What `kernel_matrix`, `invert` and `landmark_factors` give, in one call.
+
+    None where the code does not serve, a point is far, or an inverse is not certified.
 
     Parameters
     ----------
@@ -167,6 +195,7 @@ def landmarks(
         As there.
     limits : tuple of two floats
         Of the squares of points less their mean, times scale squared: in float64, and in the type of the points.
+    certainty : Certainty
 
     Returns
     -------
@@ -174,7 +203,26 @@ def landmarks(
         The first three are float64.
     """
     kernels = load() if _serves_points(points) else None
-    return None if kernels is None else _call_landmarks(kernels, points, scale, ridge, unit, limits, lowest)
+    return None if kernels is None else _call_landmarks(kernels, points, scale, ridge, unit, limits, lowest, certainty)
+
+
+class LandmarkCall(NamedTuple):
+    """The compiled function of `landmarks`, for points of one shape, for callers with memory of their own."""
+
+    function: Any
+    numbers: tuple[Any, ...]
+    own: int
+    scratch_bytes: int
+
+    def __call__(self, points: int, made: Sequence[int], scratch: int) -> bool:
+        """All addresses of contiguous memory: of the points, of the seven arrays that `landmarks` returns, and of `scratch_bytes`."""
+        return bool(self.function(points, *self.numbers, *made, scratch, scratch + self.own))
+
+
+def landmark_call(shape: tuple[int, ...], dtype: str, *settings: Any) -> LandmarkCall | None:
+    """The call of `landmarks` for points of a shape (B, m, d) and type, `settings` its other arguments; None where it does not serve."""
+    kernels = load() if dtype in _NAMES and _is_few(shape) else None
+    return None if kernels is None else _landmark_call(kernels, shape, np.dtype(dtype), *settings)
 
 
 def inverse_vjp(x: _Array, grad: _Array, w: _Array, points: _Array, scale: float) -> _Array | None:
@@ -266,20 +314,31 @@ def _call_factors(kernels: ctypes.CDLL, points: _Array, scale: float, unit: floa
     return made
 
 
-def _call_landmarks(
-    kernels: ctypes.CDLL, points: _Array, scale: float, ridge: float, unit: float, limits: tuple[float, float], lowest: float
-) -> tuple[_Array, ...] | None:
+def _landmark_call(
+    kernels: ctypes.CDLL,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    scale: float,
+    ridge: float,
+    unit: float,
+    limits: tuple[float, float],
+    lowest: float,
+    certainty: Certainty,
+) -> LandmarkCall:
+    batch, m, d = shape
+    own = 8 * ((m + 8) * (d + 2) + batch * (m + 1))
+    numbers = (batch, m, d, ridge, scale, unit, *limits, lowest, *certainty)
+    return LandmarkCall(_of_type(kernels, "landmarks", dtype), numbers, own, own + kernels.softlinalg_scratch_bytes(m))
+
+
+def _call_landmarks(kernels: ctypes.CDLL, points: _Array, *settings: Any) -> tuple[_Array, ...] | None:
     points = np.ascontiguousarray(points)
     batch, m, d = points.shape
+    call = _landmark_call(kernels, points.shape, points.dtype, *settings)
     wide, at_wide = _in_one_piece(_WIDE, (batch, m, m), (batch, m, m), (4, batch))
     narrow, at_narrow = _in_one_piece(points.dtype, (batch, 1, d), (batch, m, d), (batch, m, d + 2), (batch, m, d + 2))
-    own = (m + 8) * (d + 2) + batch * (m + 1)
-    scratch = np.empty(own + kernels.softlinalg_scratch_bytes(m) // 8 + 1)
-    at_scratch = scratch.ctypes.data
-    function = _of_type(kernels, "landmarks", points.dtype)
-    addresses = (*at_wide, *at_narrow, at_scratch, at_scratch + 8 * own)
-    near = function(points.ctypes.data, batch, m, d, ridge, scale, unit, *limits, lowest, *addresses)
-    return (*wide, *narrow) if near else None
+    scratch = np.empty(call.scratch_bytes // 8 + 1)
+    return (*wide, *narrow) if call(points.ctypes.data, at_wide + at_narrow, scratch.ctypes.data) else None
 
 
 _WIDE = np.dtype(np.float64)
@@ -351,7 +410,9 @@ def _bind(kernels: ctypes.CDLL) -> None:
     for function in (kernels.softlinalg_inverse_vjp_float, kernels.softlinalg_inverse_vjp_double):
         function.restype, function.argtypes = None, (*[pointer] * 4, number, number, number, real, pointer, pointer)
     for function in (kernels.softlinalg_landmarks_float, kernels.softlinalg_landmarks_double):
-        function.restype, function.argtypes = ctypes.c_int32, (pointer, *[number] * 3, *[real] * 6, *[pointer] * 9)
+        function.restype, function.argtypes = ctypes.c_int32, (pointer, *[number] * 3, *[real] * 9, *[pointer] * 9)
+    kernels.softlinalg_relative_error.restype = real
+    kernels.softlinalg_relative_error.argtypes = (*[real] * 5, number)
     for function in (kernels.softlinalg_nearest_float, kernels.softlinalg_nearest_double):
         function.restype, function.argtypes = None, (pointer, number, number, *[pointer] * 5)
     for function in (kernels.softlinalg_factors_float, kernels.softlinalg_factors_double):
@@ -438,9 +499,12 @@ def _factors_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
 
 def _landmarks_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
     points, scale, ridge = _points(dtype), 0.7, 0.1
-    found = _call_landmarks(kernels, points, scale, ridge, 1.4, (1e3, 1e3), -300.0)
+    near, far = (scale, ridge, 1.4, (1e3, 1e3), -300.0), (scale, ridge, 1.4, (1e3, 1e-3), -300.0)
+    certainty, beyond = Certainty(1e-14, 0.0, 1e-6), Certainty(1e-14, 0.0, 1e-16)
+    found = _call_landmarks(kernels, points, *near, certainty)
     kernel = _call_kernel(kernels, points, scale, 1e3, -300.0)
-    if found is None or kernel is None or _call_landmarks(kernels, points, scale, ridge, 1.4, (1e3, 1e-3), -300.0) is not None:
+    refused = _call_landmarks(kernels, points, *far, certainty), _call_landmarks(kernels, points, *near, beyond)
+    if found is None or kernel is None or refused != (None, None):
         return False
     inverse, evidence = _call_invert(kernels, kernel, np.full(len(points), ridge))
     center, w, _, rows, columns = _call_factors(kernels, points, scale, 1.4)

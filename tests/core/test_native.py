@@ -267,7 +267,8 @@ def test_factors_of_landmarks_are_those_of_the_formula(dtype: type, monkeypatch:
 @pytest.mark.parametrize(("m", "d"), [(1, 1), (7, 3), (49, 32), (12, 8)])
 def test_all_of_landmarks_at_once_is_what_the_parts_give(dtype: type, m: int, d: int) -> None:
     points = np.random.default_rng(0).standard_normal((3, m, d)).astype(dtype)
-    found = _native.landmarks(points, 0.4, 0.01, 1.4, (1e4, 1e4), -300.0)
+    certainty = _certificates_cholesky.certainty(m, 0.0, 1e-6)
+    found = _native.landmarks(points, 0.4, 0.01, 1.4, (1e4, 1e4), -300.0, certainty)
     kernel, parts = _native.kernel_matrix(points, 0.4, 1e4, -300.0), _native.landmark_factors(points, 0.4, 1.4)
     assert found is not None
     assert kernel is not None
@@ -284,7 +285,9 @@ def test_all_of_landmarks_at_once_is_what_the_parts_give(dtype: type, m: int, d:
     moved = points.copy()
     moved[1, 0] += dtype(1e3)
     for limits in ((1.0, 1e9), (1e9, 1.0)):
-        assert (_native.landmarks(moved, 0.4, 0.01, 1.4, limits, -300.0) is None) == (m > 1)  # one point is its own mean
+        assert (_native.landmarks(moved, 0.4, 0.01, 1.4, limits, -300.0, certainty) is None) == (m > 1)  # one point is its own mean
+    assert _native.landmarks(points, 0.4, 0.01, 1.4, (1e4, 1e4), -300.0, certainty._replace(tol=1e-17)) is None
+    assert _native.landmarks(points, 0.4, 0.01, 1.4, (1e4, 1e4), -300.0, certainty._replace(rounding=1.0)) is None
 
 
 @compiled
@@ -347,7 +350,8 @@ def test_points_that_are_many_or_wide_go_the_other_way() -> None:
     ):
         assert _native.kernel_matrix(points, 1.0, 1e4, -300.0) is None
         assert _native.landmark_factors(points, 1.0, 1.0) is None
-        assert _native.landmarks(points, 1.0, 0.1, 1.0, (1e4, 1e4), -300.0) is None
+        certainty = _certificates_cholesky.certainty(points.shape[1], 0.0, 1e-6)
+        assert _native.landmarks(points, 1.0, 0.1, 1.0, (1e4, 1e4), -300.0, certainty) is None
         square = np.zeros((*points.shape[:-1], points.shape[-2]))
         assert _native.inverse_vjp(square, square, square, points, 1.0) is None
 
@@ -410,12 +414,14 @@ ANSWERS = {
     "invert": (4, 5),
     "kernel": (7,),
     "factors": (6, 7, 8, 9, 10),
-    "landmarks": (10, 11, 12, 13, 14, 15, 16),
+    "landmarks": (13, 14, 15, 16, 17, 18, 19),
     "inverse_vjp": (8,),
     "nearest": (7,),
+    "correct": (4, 5),
 }
 """Which arguments of the functions are their answers, as far as they are real numbers."""
-DOUBLES = {"exp": (), "invert": (5,), "kernel": (7,), "factors": (), "landmarks": (10, 11, 12), "inverse_vjp": (8,), "nearest": ()}
+DOUBLES = {"exp": (), "invert": (5,), "kernel": (7,), "factors": (), "landmarks": (13, 14, 15), "inverse_vjp": (8,), "nearest": ()}
+DOUBLES["correct"] = (4, 5)
 """Those of them that are in double, whatever the type of the points."""
 
 
