@@ -162,20 +162,31 @@ def constant_in_graphs(function: F) -> F:
 
 
 def is_traced(*arrays: Array) -> bool:
-    """Is any of the arrays an abstract value (jax.jit, vmap, torch.compile, torch.func), whose numbers cannot be read?"""
+    """Is any of the arrays an abstract value (jax.jit, vmap, torch.compile, torch.func), whose numbers cannot be read?
+
+    Or is it recorded what is done with it (torch.jit.trace)? What follows from its numbers would then be taken to follow from all.
+    """
     jax = sys.modules.get("jax")
     torch = sys.modules.get("torch")
     for x in arrays:
         if isinstance(x, np.ndarray):
             continue
         if torch is not None and isinstance(x, torch.Tensor):
-            if torch.compiler.is_compiling() or x.is_meta:
+            if torch.compiler.is_compiling() or _torch_records(torch) or x.is_meta:
                 return True
             if torch._C._functorch.is_functorch_wrapped_tensor(x) or type(x).__name__ == "FakeTensor":
                 return True
         elif jax is not None and (isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and _jax_records_constants(jax))):
             return True
     return False
+
+
+def _torch_records(torch: Any) -> bool:
+    """Does torch.jit.trace or make_fx record what is done with ordinary tensors? Code that reads memory would not be in their programs."""
+    if torch._C._is_tracing():
+        return True
+    # Under any other mode nothing is recorded to be run again. The length tells the usual case.
+    return bool(torch._C._len_torch_dispatch_stack()) and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def _jax_records_constants(jax: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
 import array_api_compat as compat
 
@@ -12,6 +13,7 @@ from softlinalg._typing import Array, Namespace
 
 __all__ = [
     "add_matmul_in_place",
+    "axes_in_memory",
     "clamped_exp_in_place",
     "empty_in_order_of",
     "exponent_unit",
@@ -113,6 +115,12 @@ def fill_diagonal_in_place(a: Array, value: float) -> None:
     flat[..., :: a.shape[-1] + 1] = value
 
 
+def axes_in_memory(strides: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The axes from the one with the largest stride to the one with the smallest, and where each of them stands in that order."""
+    order = sorted(range(len(strides)), key=lambda axis: (-strides[axis], axis))
+    return order, [order.index(axis) for axis in range(len(strides))]
+
+
 def empty_in_order_of(x: Array, shape: tuple[int, ...], *, xp: Namespace) -> Array:
     """Uninitialised memory of a shape, with the axes in the order in which those of `x` lie in memory, where the library has orders.
 
@@ -122,9 +130,7 @@ def empty_in_order_of(x: Array, shape: tuple[int, ...], *, xp: Namespace) -> Arr
         if x.is_contiguous():
             plain: Array = x.new_empty(shape)
             return plain
-        strides = tuple(x.stride())
-        order = sorted(range(x.ndim), key=lambda axis: (-strides[axis], axis))
-        inverse = [order.index(axis) for axis in range(x.ndim)]
+        order, inverse = axes_in_memory(x.stride())
         memory: Array = x.new_empty([shape[axis] for axis in order])
         return memory.permute(inverse)
     return _arrays.empty_like_shape(shape, x, xp=xp)

@@ -232,6 +232,14 @@ def xp(backend: Backend) -> Any:
     return backend.xp
 
 
+@pytest.fixture(autouse=True)
+def _no_plans() -> None:
+    """Plans of attention (`softlinalg.torch.repeated_attention`) of one test would take what the next one watches past it."""
+    module = sys.modules.get("softlinalg.torch.repeated_attention")
+    if module is not None:
+        module._held.__dict__.clear()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     """One BLAS thread per test process: small products gain nothing from two, and workers would fight."""

@@ -25,7 +25,23 @@ from softlinalg import _attention_blocks, _buffers, _compiled, _native
 from softlinalg._attention_blocks import Columns, Forward, Gradients
 from softlinalg.torch.inputs import in_type
 
-__all__ = ["Kernels", "attend", "attend_vjp", "kernels_for"]
+__all__ = [
+    "FORWARD",
+    "Call",
+    "Kernels",
+    "Tokens",
+    "Work",
+    "attend",
+    "attend_vjp",
+    "feature_memory",
+    "goes_by_heads",
+    "in_large_pages",
+    "kernels_for",
+    "load",
+    "padded",
+    "share_of",
+    "threads_for",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -37,18 +53,18 @@ _ENTRIES_PER_THREAD = 2**18
 """Features that are worth a thread: about a millisecond, against 0.1 to start one."""
 
 
-class _Tokens(ctypes.Structure):
+class Tokens(ctypes.Structure):
     """An array (batch, heads, rows, width) with a unit stride in its last axis."""
 
     _fields_ = (("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("head", ctypes.c_int64), ("row", ctypes.c_int64))
 
 
-class _Work(ctypes.Structure):
+class Work(ctypes.Structure):
     """`struct Work` of cpu_kernels.cpp, which says what the fields are."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("heads", "n", "keys", "m", "d", "e", "features_apart", "key_features_apart")),
-        *((name, _Tokens) for name in ("q", "k", "v", "out", "grad", "dq", "dv")),
+        *((name, Tokens) for name in ("q", "k", "v", "out", "grad", "dq", "dv")),
         *((name, ctypes.c_void_p) for name in ("center", "columns", "rows", "features", "key_features", "moment", "x", "core")),
         *((name, ctypes.c_void_p) for name in ("dmoment", "w", "total", "dx", "dw", "dlandmarks", "scratch")),
         ("lowest", ctypes.c_double),
@@ -58,7 +74,7 @@ class _Work(ctypes.Structure):
     )
 
 
-class _Call(ctypes.Structure):
+class Call(ctypes.Structure):
     """`struct Call` of cpu_kernels.cpp."""
 
     _fields_ = (
@@ -78,7 +94,7 @@ _Steps = list[tuple[int, int, int, int, int | None]]
 """Kind, head, first and last row, and the address of what is added to."""
 
 
-_GATHER, _JOIN, _SCATTER, _GATHER_GRAD, _PULL, _JOIN_GRAD, _FORWARD, _BACKWARD = range(8)
+_GATHER, _JOIN, _SCATTER, _GATHER_GRAD, _PULL, _JOIN_GRAD, FORWARD, _BACKWARD = range(8)
 
 
 class Kernels(NamedTuple):
@@ -118,7 +134,7 @@ def _bind(library: ctypes.CDLL) -> Kernels:
     """The functions of the compiled file."""
     for size in (library.softlinalg_work_bytes, library.softlinalg_scratch_bytes, library.softlinalg_block):
         size.restype = ctypes.c_int64
-    if library.softlinalg_work_bytes() != ctypes.sizeof(_Work):
+    if library.softlinalg_work_bytes() != ctypes.sizeof(Work):
         message = "the compiled code lays its arguments out in another way"
         raise RuntimeError(message)
     runs = {torch.float32: library.softlinalg_run_float, torch.float64: library.softlinalg_run_double}
@@ -184,16 +200,26 @@ def padded(tokens: int) -> int:
     return (tokens + 15) // 16 * 16
 
 
-def _tokens(x: Tensor | None) -> _Tokens:
-    return _Tokens() if x is None else _Tokens(x.data_ptr(), *x.stride()[:3])
+def _tokens(x: Tensor | None) -> Tokens:
+    return Tokens() if x is None else Tokens(x.data_ptr(), *x.stride()[:3])
+
+
+def threads_for(members: int, rows: int, m: int) -> int:
+    """Worth their start, for rows of so many heads."""
+    return max(1, min(torch.get_num_threads(), members * rows * m // _ENTRIES_PER_THREAD))
+
+
+def goes_by_heads(members: int, count: int) -> bool:
+    """Does each thread finish heads of its own, while their features are in the cache?"""
+    return members % count == 0 or members >= 4 * count
 
 
 class _Job:
-    """One `_Work` and all tensors that it points to."""
+    """One `Work` and all tensors that it points to."""
 
     def __init__(self, kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, columns: Columns) -> None:
         self.kernels, self.call, self.columns = kernels, kernels.runs[q.dtype], columns
-        self.work = _Work(heads=columns.h, n=q.shape[-2], keys=v.shape[-2], m=columns.m, d=columns.d, e=v.shape[-1])
+        self.work = Work(heads=columns.h, n=q.shape[-2], keys=v.shape[-2], m=columns.m, d=columns.d, e=v.shape[-1])
         self.work.lowest, self.work.precision = columns.lowest * columns.unit, columns.precision
         self.work.q, self.work.k, self.work.v = _tokens(q), _tokens(k), _tokens(v)
         self.held: list[Tensor | None] = [q, k, v]
@@ -214,31 +240,25 @@ class _Job:
             setattr(self.work, name, _tokens(x))
 
     def threads(self, rows: int) -> int:
-        """Worth their start."""
-        worth: int = self.members * rows * self.columns.m // _ENTRIES_PER_THREAD
-        return max(1, min(torch.get_num_threads(), worth))
+        return threads_for(self.members, rows, self.columns.m)
 
-    def goes_by_heads(self, count: int) -> bool:
-        """Does each thread finish heads of its own, while their features are in the cache?"""
-        return bool(self.members % count == 0 or self.members >= 4 * count)
-
-    def run(self, count: int, plan: Callable[[int, _Work], _Steps]) -> None:
+    def run(self, count: int, plan: Callable[[int, Work], _Steps]) -> None:
         """The steps of `plan(i, work)` for i < count, as many of them for each i, each i on a thread and with scratch memory of its own."""
         scratch = torch.empty(count * self.kernels.scratch_bytes, dtype=torch.uint8, device="cpu")
-        works = [_Work.from_buffer_copy(self.work) for _ in range(count)]
+        works = [Work.from_buffer_copy(self.work) for _ in range(count)]
         for i, work in enumerate(works):
             work.scratch = scratch.data_ptr() + i * self.kernels.scratch_bytes
         plans = [plan(i, work) for i, work in enumerate(works)]
         each = len(plans[0])
-        calls = (_Call * (count * each))(
-            *(_Call(ctypes.addressof(work), *step) for work, steps in zip(works, plans, strict=True) for step in steps)
+        calls = (Call * (count * each))(
+            *(Call(ctypes.addressof(work), *step) for work, steps in zip(works, plans, strict=True) for step in steps)
         )
         openmp = self.kernels.openmp
         if count == 1 or openmp is not None:
             self.call(calls, each, count, None if openmp is None else ctypes.byref(openmp))
             return
         others = [
-            threading.Thread(target=self.call, args=(ctypes.byref(calls, i * each * ctypes.sizeof(_Call)), each, 1, None))
+            threading.Thread(target=self.call, args=(ctypes.byref(calls, i * each * ctypes.sizeof(Call)), each, 1, None))
             for i in range(1, count)
         ]
         for thread in others:
@@ -250,7 +270,7 @@ class _Job:
     def share(self, rows: int, i: int, count: int) -> tuple[int, int]:
         """Range i of `count` ranges of whole blocks."""
         block = self.kernels.block
-        first, last = _share(-(-rows // block), i, count)
+        first, last = share_of(-(-rows // block), i, count)
         return first * block, min(last * block, rows)
 
     def sums(self, kind: int, rows: int, width: int) -> Tensor:
@@ -258,7 +278,7 @@ class _Job:
         count = self.threads(rows)
         parts = torch.zeros((count, self.members, self.columns.m, width), dtype=torch.float64, device="cpu")
 
-        def plan(i: int, _: _Work) -> _Steps:
+        def plan(i: int, _: Work) -> _Steps:
             return [(kind, head, *self.share(rows, i, count), parts[i, head].data_ptr()) for head in range(self.members)]
 
         self.run(count, plan)
@@ -270,7 +290,7 @@ _MOST_HELD = 2**25
 _held = threading.local()
 
 
-def _feature_memory(dtype: torch.dtype, whose: str, shape: tuple[int, int], *, keep: bool) -> Tensor:
+def feature_memory(dtype: torch.dtype, whose: str, shape: tuple[int, int], *, keep: bool) -> Tensor:
     """Memory of at least a shape, never written to. Unless the features are to be kept, a thread uses the same for all its calls.
 
     Given back to the system after each call, as malloc does when it is at the end of the heap, it comes back page by page: at 3,136
@@ -278,7 +298,7 @@ def _feature_memory(dtype: torch.dtype, whose: str, shape: tuple[int, int], *, k
     """
     entries = shape[0] * shape[1]
     if keep or entries * dtype.itemsize > _MOST_HELD:
-        return _in_large_pages(torch.empty(shape, dtype=dtype, device="cpu"))
+        return in_large_pages(torch.empty(shape, dtype=dtype, device="cpu"))
     name = f"{whose}, {dtype}"
     held: Tensor | None = getattr(_held, name, None)
     if held is None or held.numel() < entries:
@@ -305,7 +325,7 @@ def _madvise() -> Any:
     return function
 
 
-def _in_large_pages(x: Tensor) -> Tensor:
+def in_large_pages(x: Tensor) -> Tensor:
     """`x`, memory that was not written to, in pages of 2 MiB if the system has them to give: a hint, whatever comes of it.
 
     Of 4 KiB, as PyTorch takes it, 262,144 tokens need 30,000 pages, which took half of the time of the attention.
@@ -318,7 +338,7 @@ def _in_large_pages(x: Tensor) -> Tensor:
     return x
 
 
-def _share(total: int, i: int, count: int) -> tuple[int, int]:
+def share_of(total: int, i: int, count: int) -> tuple[int, int]:
     """Range i of `count` equal ones."""
     return total * i // count, total * (i + 1) // count
 
@@ -327,12 +347,12 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
     """`_attention_blocks.attend` without hidden keys. Features are in the order of `cpu_kernels.cpp`, and no features unless `keep`."""
     job = _Job(kernels, q, k, v, columns)
     count, (n, keys, e) = job.threads(q.shape[-2] + v.shape[-2]), (q.shape[-2], v.shape[-2], v.shape[-1])
-    by_heads = job.goes_by_heads(count)
-    out = _in_large_pages(_buffers.empty_in_order_of(q, (columns.b, columns.h, n, e), xp=xp))
+    by_heads = goes_by_heads(job.members, count)
+    out = in_large_pages(_buffers.empty_in_order_of(q, (columns.b, columns.h, n, e), xp=xp))
     stored = job.members if keep or not by_heads else count
     entries, key_entries = (columns.m * padded(rows) for rows in (n, keys))
-    key_features = _feature_memory(q.dtype, "keys", (stored, key_entries), keep=keep)
-    features = key_features if k is None else _feature_memory(q.dtype, "queries", (stored, entries), keep=keep)
+    key_features = feature_memory(q.dtype, "keys", (stored, key_entries), keep=keep)
+    features = key_features if k is None else feature_memory(q.dtype, "queries", (stored, entries), keep=keep)
     moment = torch.zeros((job.members, columns.m, e), dtype=torch.float64, device="cpu")
     job.point(features=features, key_features=key_features, moment=moment, core=q.new_empty((job.members, columns.m, e)))
     job.point(x=_wide_inverse(x, columns))
@@ -342,10 +362,10 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor | None, v: Tensor, x: Tensor, 
     if by_heads:
         at, at_keys, size = features.data_ptr(), key_features.data_ptr(), q.dtype.itemsize
 
-        def heads(i: int, work: _Work) -> _Steps:
+        def heads(i: int, work: Work) -> _Steps:
             if stored != job.members:
                 work.features, work.key_features = at + i * size * entries, at_keys + i * size * key_entries
-            return [(_FORWARD, 0, *_share(job.members, i, count), None)]
+            return [(FORWARD, 0, *share_of(job.members, i, count), None)]
 
         job.run(count, heads)
         return Forward(out, features, key_features, moment)
@@ -376,13 +396,13 @@ def attend_vjp(
     job.work.v_counts = k is None
     count = job.threads(n)
     landmarks = None
-    if job.goes_by_heads(count):
+    if goes_by_heads(members, count):
         total, dw = (torch.zeros((members, m, width), dtype=torch.float64, device="cpu") for width in (e, d + 1))
         job.point(total=total, dw=dw)
         if k is None:
             landmarks = torch.empty((b, h, m, d), dtype=torch.float64, device="cpu")
             job.point(w=columns.w, dlandmarks=landmarks)
-        job.run(count, lambda i, _: [(_BACKWARD, 0, *_share(members, i, count), None)])
+        job.run(count, lambda i, _: [(_BACKWARD, 0, *share_of(members, i, count), None)])
     else:
         job.point(total=job.sums(_GATHER_GRAD, n, e))
         job.run(1, lambda *_: [(_JOIN_GRAD, head, 0, 0, None) for head in range(members)])
@@ -407,4 +427,4 @@ def _wide_inverse(x: Tensor, columns: Columns) -> Tensor:
 
 
 def _like(x: Tensor) -> Tensor:
-    return _in_large_pages(_buffers.empty_in_order_of(x, tuple(x.shape), xp=xp))
+    return in_large_pages(_buffers.empty_in_order_of(x, tuple(x.shape), xp=xp))

@@ -13,7 +13,7 @@ from softlinalg._attention_full import AttentionError
 from softlinalg._settings import flag, is_one_of, shown, whole_number
 from softlinalg._typing import RngLike
 from softlinalg.errors import BackendMismatchError, DTypeError, ParameterError, ShapeError
-from softlinalg.torch import attention_core, autograd, operators
+from softlinalg.torch import attention_core, autograd, operators, repeated_attention
 from softlinalg.torch.attention_core import common_type, per_head
 from softlinalg.torch.inputs import checked_tensors, in_type, without_autocast
 
@@ -106,6 +106,12 @@ def soft_attention(
     torch.Size([2, 4, 196, 32])
     """
     func = "soft_attention"
+    others = key_padding_mask, inverse, normalization, steps, gradient, published_alpha, is_causal
+    is_usual = not torch.compiler.is_compiling() and all(type(x) is type(y) and x == y for x, y in zip(others, _USUAL, strict=True))
+    if is_usual:
+        quick = repeated_attention.again(q, k, v, landmarks, ridge, tol)
+        if quick is not None:
+            return quick
     if flag(is_causal, func=func, name="is_causal"):
         message = (
             f"{func}: is_causal must be False; got True. Each output is a product with sums over all keys, landmarks included, so later "
@@ -124,7 +130,14 @@ def soft_attention(
     result = _result_type(q, k, v)
     if operators.takes():
         return operators.attention(q, k, v, landmarks, key_padding_mask, result, settings, gradient)
-    return in_type(attention_core.attention(q, k, v, landmarks, key_padding_mask, settings, gradient), result)
+    out = in_type(attention_core.attention(q, k, v, landmarks, key_padding_mask, settings, gradient), result)
+    if is_usual:
+        repeated_attention.remember(q, k, v, landmarks, ridge, tol, settings)
+    return out
+
+
+_USUAL = (None, "certified", None, 20, "exact", "matrix", False)
+"""The settings with which attention is called again and again."""
 
 
 # ----------------------------------------------------------------------------------- full and softmax attention

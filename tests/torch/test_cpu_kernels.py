@@ -226,7 +226,7 @@ def test_large_pages_are_asked_for_within_the_memory_of_large_results(answer: in
     assert all(start % mmap.PAGESIZE == 0 and length > 0 and kind == 14 for start, length, kind in asked)
     memory = torch.empty(100_000, dtype=torch.float32)
     asked.clear()
-    assert cpu_kernels._in_large_pages(memory) is memory
+    assert cpu_kernels.in_large_pages(memory) is memory
     ((start, length, _),) = asked
     assert memory.data_ptr() <= start
     assert start + length == memory.data_ptr() + 400_000

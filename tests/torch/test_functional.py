@@ -559,3 +559,17 @@ def test_views_that_pytorch_has_yet_to_negate_are_read_right(tokens):
     assert float(gradients[2].abs().max()) == 0
     nothing = torch._efficientzerotensor((1, 2, tokens, 32))
     assert float(soft_attention(q, nothing, q[:, :, ::8]).abs().max()) == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecated, and numbers that depend on no argument become constants
+@pytest.mark.parametrize("record", ["torch.jit.trace", "make_fx"])
+def test_what_records_ordinary_tensors_gets_operations_and_no_constants(record):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def attention(q, v):
+        return soft_attention(q, v, q[:, :, ::8])
+
+    torch.manual_seed(0)
+    first, other = ([torch.randn(1, 2, 200, 32) for _ in range(2)] for _ in range(2))
+    recorded = torch.jit.trace(attention, first, check_trace=False) if record == "torch.jit.trace" else make_fx(attention)(*first)
+    torch.testing.assert_close(recorded(*other), attention(*other), rtol=1e-4, atol=1e-4)
