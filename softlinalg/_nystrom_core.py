@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from softlinalg import _arrays, _inputs, _linalg
+from softlinalg._kernel_base import StationaryKernel
 from softlinalg._kernels import kernel_matmul
 from softlinalg._settings import whole_number
 from softlinalg._typing import Array, DType, Namespace
@@ -117,6 +118,8 @@ class Whitening(NamedTuple):
     """What rounding E of W makes of a quadratic form b^T E b with an independent b, relative to |W| |b|^2."""
     spread: float
     """Largest entry on the diagonal of W, times the trace of W^+."""
+    unit: float | None = None
+    """Rounding of the entries of W, relative to its diagonal; None where the whitening was read from a file."""
 
 
 def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> Whitening:
@@ -169,7 +172,7 @@ def whiten(w: Array, *, rtol: float, noise: float, func: str, xp: Namespace) -> 
     order = [*pivots[rank:], *pivots[:rank]]  # the landmarks that add nothing first: the triangle is that of the others
     triangular, turn = triangularize(_arrays.take_rows(vectors[:, m - rank :] / xp.sqrt(kept), order, xp=xp), xp=xp)
     relative_noise = max(KERNEL_UNITS * noise * height / largest, _arrays.eps(w.dtype)) if rank else 0.0
-    return Whitening(triangular, order, kept, turn, relative_noise, float(xp.sum(height / kept)))
+    return Whitening(triangular, order, kept, turn, relative_noise, float(xp.sum(height / kept)), noise)
 
 
 def triangularize(a: Array, *, xp: Namespace) -> tuple[Array, Array]:
@@ -468,12 +471,14 @@ def kernel_unit(kernel: Any, landmarks: Array, *, func: str, xp: Namespace) -> f
     m = landmarks.shape[0]
     height = xp.sqrt(xp.abs(kernel_diagonal(kernel, landmarks, func=func)))
     together = kernel(landmarks, xp.asarray(landmarks, copy=True))  # a copy: k(x, x) of the same object may be treated apart
-    error = 0.0
-    for j in range(0, m, -(-m // PROBED_COLUMNS)):
-        alone = kernel(landmarks, landmarks[j : j + 1, :])
-        scale = height * height[j]
-        scale = xp.where(scale > 0, scale, xp.ones_like(scale))
-        error = max(error, float(xp.max(xp.abs(together[:, j] - alone[:, 0]) / scale)))
+    step = -(-m // PROBED_COLUMNS)
+    if isinstance(kernel, StationaryKernel):  # takes all sets of one point at once
+        alone = xp.matrix_transpose(kernel(landmarks, landmarks[::step, None, :])[..., 0])
+    else:
+        alone = xp.concat([kernel(landmarks, landmarks[j : j + 1, :]) for j in range(0, m, step)], axis=-1)
+    scale = height[:, None] * height[None, ::step]
+    scale = xp.where(scale > 0, scale, xp.ones_like(scale))
+    error = float(xp.max(xp.abs(together[:, ::step] - alone) / scale))
     return max(_arrays.eps(landmarks.dtype), error if math.isfinite(error) else 0.0)
 
 

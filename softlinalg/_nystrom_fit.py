@@ -60,7 +60,10 @@ SAMPLE_ROWS = 4096
 """Rows on which the error is looked at before a pass over all rows is worth its cost."""
 
 FLOOR_ROWS = 512
-"""Rows on which rounding is measured."""
+"""Rows on which rounding is measured, at most."""
+
+FLOOR_SHARE_OF_ROWS, FLOOR_SAMPLE = 8, 128
+"""One row of so many, so that it takes little beside the features; and at least so many rows, which also tell the rest in float64."""
 
 FLOOR_SHARE = 0.5
 """A trace error of which rounding may be more than this share is measured again in float64."""
@@ -247,22 +250,27 @@ def unit_of(problem: Problem, feature_map: FeatureMap) -> float:
     return KERNEL_UNITS * kernel_unit(problem.kernel, points, func=problem.func, xp=problem.xp)
 
 
-def measured_floor(problem: Problem, feature_map: FeatureMap, whitening: Whitening, x: Array) -> float:
+def measured_floor(problem: Problem, feature_map: FeatureMap, whitening: Whitening, x: Array, features: Array | None = None) -> float:
     """Rounding floor of a trace error from float32 blocks: what float64 makes of some rows, three standard errors on top.
 
-    A bound per row would be some fifty times larger, because errors of both signs cancel in a sum over rows.
+    A bound per row would be some fifty times larger, because errors of both signs cancel in a sum over rows. `features` are those of
+    `x`, where they were kept.
     """
     n, xp, unit = int(x.shape[0]), problem.wide.xp, _arrays.eps(problem.dtype)
-    rows = x
-    if n > FLOOR_ROWS:
-        chosen = np.random.default_rng(0).choice(n, size=FLOOR_ROWS, replace=False)
-        rows = _arrays.take_rows(x, np.sort(chosen), xp=problem.xp)
-    rounded = problem.wide.widen(feature_map(rows))
+    rows, rounded = x, features
+    count = min(FLOOR_ROWS, max(FLOOR_SAMPLE, n // FLOOR_SHARE_OF_ROWS))
+    if n > count:
+        chosen = np.sort(np.random.default_rng(0).choice(n, size=count, replace=False))
+        rows = _arrays.take_rows(x, chosen, xp=problem.xp)
+        rounded = None if features is None else _arrays.take_rows(features, chosen, xp=problem.xp)
+    rounded = problem.wide.widen(feature_map(rows) if rounded is None else rounded)
     exact_map = replace(feature_map, in_float64=True, dtype=problem.xp.float64)
     exact = exact_map(rows)
-    difference = xp.sum(rounded * rounded - exact * exact, axis=-1)
-    k_ii = problem.wide.widen(kernel_diagonal(problem.kernel, rows, func=problem.func))
-    rest = row_rounding(exact, k_ii, whitening, unit_of(problem, exact_map), unit, xp=xp)
+    difference = xp.vecdot(rounded - exact, rounded + exact)
+    some = slice(0, None, max(1, int(rows.shape[0]) // FLOOR_SAMPLE))
+    k_ii = problem.wide.widen(kernel_diagonal(problem.kernel, rows[some, :], func=problem.func))
+    exact_unit = unit_of(problem, exact_map) if whitening.unit is None else KERNEL_UNITS * whitening.unit
+    rest = row_rounding(exact[some, :], k_ii, whitening, exact_unit, unit, xp=xp)
     spread = float(xp.std(difference)) / math.sqrt(rows.shape[0])
     return n * (abs(float(xp.mean(difference))) + 3 * spread + float(xp.mean(rest)))
 
@@ -289,7 +297,7 @@ def _first_sound(
             feature_map = feature_map_of(problem, landmarks, whitening, in_float64=in_float64)
             summary, features = measure(problem, feature_map, x, whitening, keep=keeps, with_spectrum=with_spectrum)
             if can_widen and not in_float64 and feature_map.rank:
-                summary = summary._replace(floor=measured_floor(problem, feature_map, whitening, x))
+                summary = summary._replace(floor=measured_floor(problem, feature_map, whitening, x, features))
             is_sound = summary.broken_rows == 0 and summary.trace_error >= -summary.floor
             if is_sound and (in_float64 == can_widen or is_enough(summary)):
                 return _Attempt(landmarks, feature_map, whitening, summary, features)
