@@ -292,7 +292,6 @@ def _lapack_spd_inverse(work: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any
     matrix is in Fortran order, so its upper triangle there is the lower one here; conj(B)^-1 transposed is B^-1.
     """
     potrf, potri = _cholesky_routines(work.dtype)
-    upper = ~np.tri(work.shape[-1], dtype=bool)
     ok = np.zeros(work.shape[:-2], dtype=bool)
     for index in np.ndindex(*work.shape[:-2]):
         view = work[index].T
@@ -301,10 +300,20 @@ def _lapack_spd_inverse(work: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any
             _, status = potri(view, lower=0, overwrite_c=1)
         ok[index] = status == 0
         if status == 0:
-            np.copyto(work[index], view.conj(), where=upper)  # in cache still, and no second array
+            _mirror_lower(work[index])
         else:
             work[index] = np.nan
     return work, ok
+
+
+def _mirror_lower(a: np.ndarray[Any, Any]) -> None:
+    """Make `a` Hermitian from its lower triangle, in place, a few columns at a time: those of the whole would leave the cache."""
+    m = a.shape[0]
+    for i in range(0, m, _STRIP):
+        stop = min(m, i + _STRIP)
+        corner = a[i:stop, i:stop]
+        np.copyto(corner, corner.conj().T, where=~np.tri(stop - i, dtype=bool))
+        np.conjugate(a[stop:, i:stop].T, out=a[i:stop, stop:])
 
 
 def pivot_order(a: Array) -> np.ndarray[Any, Any]:
@@ -321,9 +330,21 @@ def pivot_order(a: Array) -> np.ndarray[Any, Any]:
 
 def is_exactly_hermitian(a: Array, *, xp: Namespace) -> bool:
     """Whether every matrix equals its conjugate transpose bit for bit."""
+    m = a.shape[-1]
+    if m * m >= _LARGE and _arrays.may_reuse_buffers(a):
+        # A few rows at a time: columns of the whole would be read through the cache once for each row.
+        parts = ((a[..., i : i + _STRIP, i:], a[..., i:, i : i + _STRIP]) for i in range(0, m, _STRIP))
+        return all(_equal(rows, adjoint(columns, xp=xp), xp=xp) for rows, columns in parts)
+    return _equal(a, adjoint(a, xp=xp), xp=xp)
+
+
+_STRIP = 64
+
+
+def _equal(a: Array, b: Array, *, xp: Namespace) -> bool:
     if compat.is_torch_array(a) and not _arrays.is_complex(a.dtype):
-        return bool(sys.modules["torch"].equal(a, a.mT))
-    return bool(xp.all(a == adjoint(a, xp=xp)))
+        return bool(sys.modules["torch"].equal(a, b))
+    return bool(xp.all(a == b))
 
 
 def minus_identity(a: Array, *, xp: Namespace) -> Array:

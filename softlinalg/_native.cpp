@@ -1,6 +1,7 @@
 // What NumPy and LAPACK do slowly on small pieces, compiled by _native.py: exponentials of blocks that are in the cache, nearest
 // landmarks, and inverses of small symmetric positive definite matrices with the evidence for their certificate.
 
+#include "_blocked_inverse.h"
 #include "_vectors.h"
 
 #include <cmath>
@@ -13,6 +14,7 @@ namespace {
 typedef Vec<double> V;
 constexpr int LANES = lanes<double>;
 constexpr int TILE = 3;
+constexpr int64_t MOST_IN_LANES = 200;  // rows: beyond, the matrices of one vector leave the caches, and one alone takes as long as all
 
 inline V root(V x) {
     for (int i = 0; i < LANES; ++i) x[i] = std::sqrt(x[i]);
@@ -198,6 +200,11 @@ template <typename T> void store(const Group& g, T* out, int64_t count) {
 template <typename T> void invert(const T* a, const double* ridge, int64_t batch, int64_t m, T* out, double* evidence, void* scratch) {
     const int64_t p = (m + TILE - 1) / TILE * TILE;
     V* memory = reinterpret_cast<V*>((reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t(63));
+    if (m > MOST_IN_LANES) {
+        for (int64_t i = 0; i < batch; ++i)
+            blocked::invert(a + i * m * m, ridge[i], m, batch, out + i * m * m, evidence + i, reinterpret_cast<double*>(memory));
+        return;
+    }
     const Group g = {m, p, memory, memory + p * p, memory + 2 * p * p, memory + 3 * p * p, memory + 3 * p * p + p};
     for (int64_t first = 0; first < batch; first += LANES) {
         const int64_t count = batch - first < LANES ? batch - first : LANES;
@@ -541,6 +548,7 @@ double softlinalg_relative_error(double trace_b, double trace_x, double worst, d
     return relative_error(trace_b, trace_x, worst, norm, gamma, m);
 }
 int64_t softlinalg_scratch_bytes(int64_t m) {
+    if (m > MOST_IN_LANES) return blocked::scratch_doubles(m) * int64_t(sizeof(double)) + 64;
     const int64_t p = (m + TILE - 1) / TILE * TILE;
     return (3 * p * p + 3 * p) * int64_t(sizeof(V)) + 64;
 }

@@ -1,6 +1,6 @@
-"""Exponentials of blocks, nearest landmarks, and inverses of batches of small matrices, by compiled code where there is a C++ compiler.
+"""Exponentials of blocks, nearest landmarks, and inverses of small matrices, by compiled code where there is a C++ compiler.
 
-NumPy takes exponentials at a quarter of the speed that a block in the cache allows, and LAPACK inverts small matrices one by one. The
+NumPy takes exponentials at a quarter of the speed that a block in the cache allows, and LAPACK is slow at inverting small matrices. The
 code is compiled at first use, once for each machine (two seconds). Each entry, and each matrix, has the same bits wherever it stands.
 """
 
@@ -40,7 +40,9 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _LARGEST = 200
-"""Rows. Beyond, the matrices of one vector leave the second cache, and LAPACK's blocks pay."""
+"""Rows of matrices that are worked on several at once, one in each lane of a vector."""
+_LARGEST_INVERSE = 512
+"""Rows of matrices that are inverted: beyond, LAPACK is as quick, and has threads."""
 _WIDEST = 256
 """Columns of points."""
 _TYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -88,7 +90,7 @@ def invert(a: _Array, ridge: _Array) -> tuple[_Array, _Array] | None:
         The fields of `_certificates_cholesky.CholeskyEvidence`.
     """
     batch, m = a.shape[:2]
-    if a.dtype not in _TYPES or not 0 < m <= _LARGEST or batch == 0:
+    if a.dtype not in _TYPES or not 0 < m <= _LARGEST_INVERSE or batch == 0:
         return None
     kernels = load()
     return None if kernels is None else _call_invert(kernels, a, ridge)
@@ -441,15 +443,20 @@ def _exponentials_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
 
 
 def _inverses_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any]) -> bool:
-    a = 1 / (1 + np.abs(np.subtract.outer(np.arange(7.0), np.arange(7.0))))
-    batch, ridge = np.stack([a + i * np.eye(7) for i in range(6)]).astype(dtype), np.linspace(0.0, 0.5, 6)
+    """Of several matrices at once, and of a larger one alone."""
+    return all(_these_inverses_are_right(kernels, dtype, m, count) for m, count in ((7, 6), (_LARGEST + 5, 2)))
+
+
+def _these_inverses_are_right(kernels: ctypes.CDLL, dtype: np.dtype[Any], m: int, count: int) -> bool:
+    a = 1 / (1 + np.abs(np.subtract.outer(np.arange(m), np.arange(m))))
+    batch, ridge = np.stack([a + i * np.eye(m) for i in range(count)]).astype(dtype), np.linspace(0.0, 0.5, count)
     inverse, evidence = _call_invert(kernels, batch, ridge)
-    shifted = batch + ridge[:, None, None] * np.eye(7)
+    shifted = batch + ridge[:, None, None] * np.eye(m)
     expected = np.linalg.inv(shifted)
     traces = [np.trace(x, axis1=1, axis2=2) for x in (shifted, expected)]
     norms = np.minimum(np.linalg.norm(expected, axis=(1, 2)), np.linalg.norm(expected, np.inf, axis=(1, 2)))
     return np.allclose(inverse, expected, rtol=0, atol=100 * np.finfo(dtype).eps) and bool(
-        np.allclose(evidence[[0, 1, 3]], [*traces, norms], rtol=1e-13) and (evidence[2] < 1e-13).all()
+        np.allclose(evidence[[0, 1, 3]], [*traces, norms], rtol=1e-12) and (evidence[2] < 1e-12).all()
     )
 
 

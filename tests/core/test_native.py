@@ -107,7 +107,11 @@ def test_blocks_that_are_no_memory_of_its_own_are_left_alone() -> None:
 
 @compiled
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@given(m=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 16, 49, 64, 199, 200]), batch=st.integers(1, 9), ridge=st.sampled_from([0.01, 1.0, 1e6]))
+@given(
+    m=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 16, 49, 64, 199, 200, 201, 205, 256, 391]),
+    batch=st.integers(1, 9),
+    ridge=st.sampled_from([0.01, 1.0, 1e6]),
+)
 def test_inverses_and_their_evidence_are_right(dtype: type, m: int, batch: int, ridge: float) -> None:
     _native.load()
     a = matrices(batch, m).astype(dtype)
@@ -165,9 +169,10 @@ def test_a_newton_step_and_its_norms_are_right(dtype: type, m: int, batch: int, 
 
 
 @compiled
-def test_a_matrix_has_the_same_bits_in_every_batch() -> None:
+@pytest.mark.parametrize("m", [10, 230])
+def test_a_matrix_has_the_same_bits_in_every_batch(m: int) -> None:
     _native.load()
-    a, ridge = matrices(11, 10), np.linspace(0.01, 0.1, 11)
+    a, ridge = matrices(11, m), np.linspace(0.01, 0.1, 11)
     whole = _native.invert(a, ridge)
     assert whole is not None
     for i in range(11):
@@ -178,15 +183,16 @@ def test_a_matrix_has_the_same_bits_in_every_batch() -> None:
 
 
 @compiled
-def test_what_has_no_factor_is_not_certified_and_leaves_the_others_alone() -> None:
+@pytest.mark.parametrize("m", [9, 209])
+def test_what_has_no_factor_is_not_certified_and_leaves_the_others_alone(m: int) -> None:
     _native.load()
-    a = matrices(6, 9)
-    a[1] -= 2 * np.eye(9)  # indefinite
+    a = matrices(6, m) + 0.1 * np.eye(m)
+    a[1] -= 2 * np.eye(m)  # indefinite
     a[3, 4] = a[3, :, 4] = 0  # singular
     a[4, 2, 2] = np.nan
     found = _native.invert(a, np.zeros(6))
     assert found is not None
-    certificate = _certificates_cholesky.judge_cholesky(_certificates_cholesky.CholeskyEvidence(*found[1]), 9, xp=_linalg.np)
+    certificate = _certificates_cholesky.judge_cholesky(_certificates_cholesky.CholeskyEvidence(*found[1]), m, xp=_linalg.np)
     assert (certificate.residual < 1e-3).tolist() == [True, False, True, False, False, True]
     clean = _native.invert(a[[0, 2, 5]], np.zeros(3))
     assert clean is not None
@@ -209,8 +215,10 @@ def test_ridge_inverse_uses_it_where_it_serves(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(softlinalg.ridge_inverse(a, 0.5), np.linalg.inv(a + 0.5 * np.eye(12)), rtol=1e-12, atol=1e-13)
     assert served == [True]
     softlinalg.ridge_inverse(a[:0], 0.5)
-    softlinalg.ridge_inverse(matrices(1, 201), 0.5)
+    softlinalg.ridge_inverse(matrices(1, 513), 0.5)
     assert not any(served[1:])
+    softlinalg.ridge_inverse(matrices(1, 201), 0.5)
+    assert served[-1]
     # An indefinite member is found out, and the general way decides: by an eigendecomposition, which has no need of signs.
     a[2] -= 5 * np.eye(12)
     shifted = a + 0.5 * np.eye(12)
