@@ -55,7 +55,7 @@ def hermitian_upper_bound(a: Array, *, xp: Namespace) -> Array:
     Notes
     -----
     For any v > 0 the quotient bounds the spectral radius of |A| (Collatz 1942, Wielandt 1950), which bounds that of A; the v taken is
-    near the vector for which it is sharp. For Gram matrices of Gaussian kernels 1.00 to 1.05 times the largest eigenvalue.
+    near the vector for which it is sharp. For Gram matrices of Gaussian kernels 1.00 to 1.06 times the largest eigenvalue.
     """
     size = xp.abs(a)
     v = size @ xp.sum(size, axis=-1, keepdims=True)
