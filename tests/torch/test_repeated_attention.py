@@ -99,9 +99,9 @@ def test_arguments_in_another_order_in_memory_have_a_plan_of_their_own(calls):
     q, v, landmarks = arguments()
     other_q, other_v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, v))
     expected = soft_attention(q, v, landmarks)
-    for given in ((q, v), (other_q, v), (q, other_v), (other_q, other_v)):
+    for tokens_given in ((q, v), (other_q, v), (q, other_v), (other_q, other_v)):
         for _ in range(2):
-            assert torch.equal(soft_attention(*given, landmarks), expected)
+            assert torch.equal(soft_attention(*tokens_given, landmarks), expected)
     assert len(calls) == 4
     assert torch.equal(soft_attention(q, v, landmarks.mT.contiguous().mT), expected)  # copied, in a plan that there is
     assert len(calls) == 4
