@@ -26,6 +26,7 @@ from softlinalg._attention_blocks import Columns, Forward, Gradients
 from softlinalg.torch.inputs import in_type
 
 __all__ = [
+    "BACKWARD",
     "FORWARD",
     "Call",
     "Kernels",
@@ -94,7 +95,7 @@ _Steps = list[tuple[int, int, int, int, int | None]]
 """Kind, head, first and last row, and the address of what is added to."""
 
 
-_GATHER, _JOIN, _SCATTER, _GATHER_GRAD, _PULL, _JOIN_GRAD, FORWARD, _BACKWARD = range(8)
+_GATHER, _JOIN, _SCATTER, _GATHER_GRAD, _PULL, _JOIN_GRAD, FORWARD, BACKWARD = range(8)
 
 
 class Kernels(NamedTuple):
@@ -402,7 +403,7 @@ def attend_vjp(
         if k is None:
             landmarks = torch.empty((b, h, m, d), dtype=torch.float64, device="cpu")
             job.point(w=columns.w, dlandmarks=landmarks)
-        job.run(count, lambda i, _: [(_BACKWARD, 0, *share_of(members, i, count), None)])
+        job.run(count, lambda i, _: [(BACKWARD, 0, *share_of(members, i, count), None)])
     else:
         job.point(total=job.sums(_GATHER_GRAD, n, e))
         job.run(1, lambda *_: [(_JOIN_GRAD, head, 0, 0, None) for head in range(members)])
