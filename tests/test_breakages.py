@@ -27,11 +27,12 @@ RUN = _load()
 
 
 @pytest.mark.parametrize("breakage", [*RUN.BREAKAGES, *RUN.KIT_BREAKAGES], ids=lambda breakage: breakage.name)
-def test_every_snippet_occurs_once_and_breaks_to_valid_python(breakage: object) -> None:
+def test_every_snippet_occurs_once_and_breaks_to_valid_code(breakage: object) -> None:
     assert RUN.occurrences(breakage) == 1
     source = (RUN.ROOT / "softlinalg" / breakage.file).read_text(encoding="utf-8")
     broken = source.replace(breakage.old, breakage.new)
-    assert ast.dump(ast.parse(broken)) != ast.dump(ast.parse(source)), "it changes nothing"
+    if breakage.file.endswith(".py"):
+        assert ast.dump(ast.parse(broken)) != ast.dump(ast.parse(source)), "it changes nothing"
     for test in breakage.tests:
         assert (RUN.ROOT / test.partition("::")[0]).is_file()
 

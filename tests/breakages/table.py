@@ -295,7 +295,7 @@ BREAKAGES = [
     Breakage(
         name="moment-of-the-call-before",
         file="torch/repeated_attention.py",
-        old="        ctypes.memset(self.moment, 0, self.moment_bytes)\n",
+        old="        ctypes.memset(at + self.kept[7], 0, self.moment_bytes)\n",
         new="",
         tests=("tests/torch/test_repeated_attention.py::test_the_second_call_has_the_bits_of_the_long_way",),
     ),
