@@ -115,7 +115,7 @@ class _Plan:
 
     def inverted(self, landmarks: Tensor) -> Tensor | None:
         """The block that begins with all of the landmarks, or None where they are far apart or their inverse is not certified."""
-        block = _bytes(self.kept_bytes) if self.recorded else self.block
+        block = cpu_kernels.in_large_pages(_bytes(self.kept_bytes)) if self.recorded else self.block
         at, points = block.data_ptr(), landmarks.contiguous()
         made = [at + start for start in self.kept[:7]]
         return block if self.invert(points.data_ptr(), made, self.inversion) else None

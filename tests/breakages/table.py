@@ -316,7 +316,7 @@ BREAKAGES = [
     Breakage(
         name="one-memory-for-all-graphs",
         file="torch/repeated_attention.py",
-        old="        block = _bytes(self.kept_bytes) if self.recorded else self.block\n",
+        old="        block = cpu_kernels.in_large_pages(_bytes(self.kept_bytes)) if self.recorded else self.block\n",
         new="        block = self.__dict__.setdefault('kept_block', _bytes(self.kept_bytes)) if self.recorded else self.block\n",
         tests=("tests/torch/test_repeated_attention.py::test_graphs_of_one_plan_do_not_disturb_one_another",),
     ),
