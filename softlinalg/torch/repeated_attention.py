@@ -238,11 +238,16 @@ def _is_usual(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor) -> bool
 
 
 def again(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, ridge: float | None, tol: float | None) -> Tensor | None:
-    """`soft_attention` with these arguments and otherwise the defaults, if a plan was made for such ones; else None."""
-    plans = getattr(_held, "plans", None)
-    if not plans or not _is_usual(q, k, v, landmarks) or type(ridge) not in _NUMBERS or type(tol) not in _NUMBERS:
+    """`soft_attention` with these arguments and otherwise the defaults, if such ones were remembered and have a plan; else None."""
+    if not _held.__dict__ or not _is_usual(q, k, v, landmarks) or type(ridge) not in _NUMBERS or type(tol) not in _NUMBERS:
         return None
-    plan: _Plan | None = plans.get(_key(q, k, v, landmarks, ridge, tol))
+    key = _key(q, k, v, landmarks, ridge, tol)
+    plan: _Plan | None = _held.plans.get(key)
+    settings: InverseSettings | None = None if plan is not None else _held.seen.pop(key, None)
+    if settings is not None:  # the second time: arguments that never come again are not worth a plan
+        plan = _plan_for(q, k, v, landmarks, settings)
+        if plan is not None:
+            _keep(_held.plans, _MOST, key, plan)
     if plan is None or plan.kernels is not cpu_kernels.load():
         return None
     block = plan.inverted(landmarks.detach() if plan.recorded else landmarks)
@@ -258,31 +263,41 @@ _NUMBERS = (float, type(None))
 def remember(
     q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, ridge: float | None, tol: float | None, settings: InverseSettings
 ) -> None:
-    """Make a plan for arguments like these, which have been checked, if the compiled functions serve all of them at one go."""
+    """Remember arguments that have been checked, and what their settings are."""
     if not _is_usual(q, k, v, landmarks) or type(ridge) not in _NUMBERS or type(tol) not in _NUMBERS:
         return
-    recorded, key = _is_recorded(q, k, v, landmarks), _key(q, k, v, landmarks, ridge, tol)
+    if not _held.__dict__:
+        _held.plans, _held.seen = {}, {}
+    key = _key(q, k, v, landmarks, ridge, tol)
+    if key not in _held.plans:
+        _keep(_held.seen, 4 * _MOST, key, settings)
+
+
+def _keep(kept: dict[Any, Any], most: int, key: Any, value: Any) -> None:
+    if len(kept) >= most:
+        kept.clear()
+    kept[key] = value
+
+
+def _plan_for(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, settings: InverseSettings) -> _Plan | None:
+    """A plan, if the compiled functions serve all of these arguments at one go."""
+    recorded = _is_recorded(q, k, v, landmarks)
     if recorded and k is not None:  # the gradient of keys takes steps of its own
-        return
+        return None
     heads, m, d = q.shape[:2], *landmarks.shape[-2:]
     members = heads[0] * heads[1]
     if any(x is not None and (x.shape[:2] != heads or x.dtype != q.dtype) for x in (k, v, landmarks)):
-        return
+        return None
     landmarks = landmarks.detach().contiguous()
     kernels = cpu_kernels.kernels_for(q, k, v, landmarks, None)
     if kernels is None or not _arrays.is_small_on_host(landmarks, members * m * m):
-        return
+        return None
     count = cpu_kernels.threads_for(members, q.shape[-2] + v.shape[-2], m)
     if not cpu_kernels.goes_by_heads(members, count) or (count > 1 and kernels.openmp is None):
-        return
+        return None
     told = _attention.native_settings(m, q.dtype, _scale(q), settings, _buffers.exponent_unit(q))
     invert = _native.landmark_call((members, m, d), _arrays.dtype_name(q.dtype), *told)
     if invert is None:
-        return
+        return None
     plan = _Plan(kernels, invert, q, k, v, landmarks, settings, recorded=recorded)
-    if recorded and not plan.fits_backward():
-        return
-    plans = _held.__dict__.setdefault("plans", {})
-    if len(plans) >= _MOST:
-        plans.clear()
-    plans[key] = plan
+    return None if recorded and not plan.fits_backward() else plan

@@ -314,9 +314,14 @@ def test_bad_arguments_are_refused_as_before(wrong):
 def test_a_thread_keeps_few_plans_and_threads_do_not_share_them():
     given = arguments()
     expected = soft_attention(*given)
-    for n in range(128, 128 + 2 * repeated_attention._MOST):
+    for n in range(128, 128 + 8 * repeated_attention._MOST):
         soft_attention(*arguments(n=n))
-        assert len(repeated_attention._held.plans) <= repeated_attention._MOST
+        assert not repeated_attention._held.plans  # what never comes again gets none
+        assert len(repeated_attention._held.seen) <= 4 * repeated_attention._MOST
+    for n in range(128, 128 + 2 * repeated_attention._MOST):
+        for _ in range(2):
+            soft_attention(*arguments(n=n))
+        assert 0 < len(repeated_attention._held.plans) <= repeated_attention._MOST
     found = []
 
     def work():
