@@ -279,10 +279,17 @@ def correct_inverse(b: Array, x: Array, *, lost: Array, xp: Namespace) -> tuple[
     """
     defect = _linalg.minus_identity(b @ x, xp=xp)  # -R
     product = x @ defect  # -X R
-    corrected = x - product
-    sizes = [upper_frobenius(part, xp=xp) for part in (b, x, defect, product, corrected)]
-    certificate = judge_correction(sizes, lost, xp=xp)
-    return (corrected + _linalg.adjoint(corrected, xp=xp)) / 2, certificate  # no larger than before, but for rounding
+    sizes = [upper_frobenius(part, xp=xp) for part in (b, x, defect, product)]
+    if _arrays.may_reuse_buffers(b, x):
+        corrected = xp.subtract(x, product, out=product)
+        sizes.append(upper_frobenius(corrected, xp=xp))
+        symmetric = xp.add(corrected, _linalg.adjoint(corrected, xp=xp), out=defect)
+        symmetric *= 0.5
+    else:
+        corrected = x - product
+        sizes.append(upper_frobenius(corrected, xp=xp))
+        symmetric = (corrected + _linalg.adjoint(corrected, xp=xp)) / 2
+    return symmetric, judge_correction(sizes, lost, xp=xp)  # no larger than before, but for rounding
 
 
 def judge_correction(sizes: Sequence[Array], lost: Array, *, xp: Namespace) -> InverseCertificate:

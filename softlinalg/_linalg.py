@@ -21,6 +21,7 @@ __all__ = [
     "adjoint",
     "binary_exponent",
     "cholesky",
+    "column_squares",
     "frobenius",
     "is_exactly_hermitian",
     "largest_entry",
@@ -43,6 +44,16 @@ def frobenius(a: Array, *, xp: Namespace) -> Array:
     flat = xp.reshape(a, (*a.shape[:-2], a.shape[-2] * a.shape[-1]))
     squares = xp.vecdot(flat, flat)
     return xp.sqrt(xp.real(squares) if _arrays.is_complex(a.dtype) else squares)
+
+
+def column_squares(a: Array, *, xp: Namespace) -> Array:
+    """Sums of squares of the columns, shape (..., n); of real arrays on the host without a second array."""
+    if _arrays.is_complex(a.dtype):
+        return xp.sum(xp.abs(a) ** 2, axis=-2)
+    if _arrays.may_reuse_buffers(a) and _arrays.is_cpu(a):
+        host, _ = _arrays.host_view(a, xp=xp)
+        return _arrays.from_numpy(np.einsum("...ij,...ij->...j", host, host), a, xp=xp)
+    return xp.sum(a * a, axis=-2)
 
 
 def real_trace(a: Array, *, xp: Namespace) -> Array:

@@ -487,8 +487,7 @@ def _tighter(
 
 def _lower_norm(x: Array, error: Array, *, xp: Namespace) -> Array:
     """Lower bound of |B^-1|_2 from X and the bound of its error: the longest column of X, less the error."""
-    squares = xp.abs(x) ** 2 if _arrays.is_complex(x.dtype) else x * x
-    longest = xp.sqrt(xp.max(xp.sum(squares, axis=-2), axis=-1)) * (1 - 4 * x.shape[-1] * _arrays.eps(x.dtype))
+    longest = xp.sqrt(xp.max(_linalg.column_squares(x, xp=xp), axis=-1)) * (1 - 4 * x.shape[-1] * _arrays.eps(x.dtype))
     lower = longest - error
     return xp.where(lower > 0, lower, xp.full_like(lower, _arrays.tiny(lower.dtype)))
 
