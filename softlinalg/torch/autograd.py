@@ -177,7 +177,7 @@ def landmark_inverse(
 def inverse_of(w: Tensor, settings: InverseSettings, gradient: str) -> Tensor:
     """`landmark_inverse` with settings that have been checked."""
     compiling = torch.compiler.is_compiling()
-    if not _records(w) and is_plain(w):
+    if not records(w) and is_plain(w):
         found = _plain_inverse(w, settings)
         return _attention.normalized(found, w, xp=xp) if settings.normalization == "published" else found
     if settings.inverse == "published":
@@ -275,7 +275,7 @@ def kernel_inverse(landmarks: Tensor, scale: float, settings: InverseSettings, g
         found = _attention.kernel_and_inverse(landmarks.detach(), scale, settings, xp=xp)
         if found is not None:
             w, x, factors = found
-            return (_KernelInverse.apply(landmarks, w, x, scale, settings) if _records(landmarks) else x), factors  # type: ignore[no-untyped-call]
+            return (_KernelInverse.apply(landmarks, w, x, scale, settings) if records(landmarks) else x), factors  # type: ignore[no-untyped-call]
     return inverse_of(landmark_kernel(landmarks, scale, settings), settings, gradient), None
 
 
@@ -286,7 +286,7 @@ def landmark_kernel(landmarks: Tensor, scale: float, settings: InverseSettings) 
         w = _attention_blocks.landmark_matrix(landmarks.detach(), 1 / scale, xp=xp)
     if w is None:
         w = _attention.composite_landmark_kernel(landmarks, scale, xp=xp)
-    elif _records(landmarks):
+    elif records(landmarks):
         w = _LandmarkKernel.apply(landmarks, w, scale)  # type: ignore[no-untyped-call]
     return w.to(landmarks.dtype) if settings.inverse == "published" else w
 
@@ -394,7 +394,7 @@ def attend(
     q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, x: Tensor, hidden: Tensor | None, columns: Columns, scale: float
 ) -> Tensor:
     """C X (E^T v) for plain tensors (b, h, ...) of one batch shape, `columns` those of the landmarks."""
-    if not _records(q, k, v, landmarks, x):
+    if not records(q, k, v, landmarks, x):
         plain: Tensor = _forward(q, k, v, landmarks, x, hidden, columns, keep=False)[1].out
         return plain
     out: Tensor = _Attend.apply(q, k, v, landmarks, x, hidden, columns, scale)  # type: ignore[no-untyped-call]
@@ -407,7 +407,7 @@ def feature_matrix(points: Tensor, landmarks: Tensor, columns: Columns, scale: f
     return out
 
 
-def _records(*tensors: Tensor | None) -> bool:
+def records(*tensors: Tensor | None) -> bool:
     """Does PyTorch record what is done with these tensors? Otherwise a plain call does, without the cost of recording."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 

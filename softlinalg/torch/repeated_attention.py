@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,11 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 
 def _bytes(count: int) -> Tensor:
     return torch.empty(count, dtype=torch.uint8, device="cpu")
+
+
+def _view(memory: Tensor, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """What a piece of memory holds."""
+    return memory[start:].view(dtype)[: math.prod(shape)].view(shape)
 
 
 class _Like:
@@ -153,7 +159,7 @@ class _Plan:
         at, kept = memory.data_ptr(), block.data_ptr()
         core, dmoment, total, dw, dx, more, scratch = (at + start for start in starts)
         ctypes.memset(total, 0, starts[4] - starts[2])
-        rows = self._piece(block, 5, (b * h, m, d + 2))[..., :d].contiguous()
+        rows = _view(block, self.kept[5], (b * h, m, d + 2), self.dtype)[..., :d].contiguous()
         work = Work.from_buffer_copy(self.pulled)
         work.q, work.v, work.grad, work.dq, work.dv = (Tokens(x.data_ptr(), *x.stride()[:3]) for x in (q, v, grad, dq, dv))
         work.x, work.center, work.w, work.columns, work.moment, work.features = (kept + self.kept[piece] for piece in (1, 3, 4, 6, 7, 8))
@@ -163,18 +169,11 @@ class _Plan:
         for i, copy in enumerate(works):
             copy.scratch = scratch + i * self.kernels.scratch_bytes
         self.run(self._shared(works, cpu_kernels.BACKWARD), 1, count, self.openmp)
-        w, x = (self._piece(block, piece, (b, h, m, m), torch.float64) for piece in (0, 1))
-        slope = memory[starts[4] :].view(torch.float64)[: b * h * m * m].view(b, h, m, m)
+        w, x = (_view(block, self.kept[piece], (b, h, m, m), torch.float64) for piece in (0, 1))
+        slope = _view(memory, starts[4], (b, h, m, m), torch.float64)
         by_inverse = _attention.kernel_inverse_vjp(slope, landmarks.detach(), w, x, self.scale, xp=xp)
-        direct = memory[starts[5] :].view(torch.float64)[: b * h * m * d].view(b, h, m, d)
+        direct = _view(memory, starts[5], (b, h, m, d), torch.float64)
         return dq, dv, direct.to(self.dtype) + by_inverse.to(self.dtype)
-
-    def _piece(self, block: Tensor, piece: int, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """What a piece of a block holds."""
-        count = 1
-        for side in shape:
-            count *= side
-        return block[self.kept[piece] :].view(dtype or self.dtype)[:count].view(shape)
 
     def fits_backward(self) -> bool:
         """Does each thread finish heads of its own there, too?"""
@@ -209,15 +208,11 @@ def _scale(q: Tensor) -> float:
     return scale
 
 
-def _is_recorded(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 def _key(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, ridge: float | None, tol: float | None) -> tuple[Any, ...]:
     """Everything that a plan depends on."""
     tokens = (q.shape, q.stride(), q.dtype, v.shape, v.stride(), v.dtype, landmarks.shape, landmarks.dtype)
     keys = None if k is None else (k.shape, k.stride(), k.dtype)
-    return (*tokens, keys, ridge, tol, torch.get_num_threads(), _is_recorded(q, k, v, landmarks))
+    return (*tokens, keys, ridge, tol, torch.get_num_threads(), autograd.records(q, k, v, landmarks))
 
 
 def _is_usual(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor) -> bool:
@@ -281,7 +276,7 @@ def _keep(kept: dict[Any, Any], most: int, key: Any, value: Any) -> None:
 
 def _plan_for(q: Tensor, k: Tensor | None, v: Tensor, landmarks: Tensor, settings: InverseSettings) -> _Plan | None:
     """A plan, if the compiled functions serve all of these arguments at one go."""
-    recorded = _is_recorded(q, k, v, landmarks)
+    recorded = autograd.records(q, k, v, landmarks)
     if recorded and k is not None:  # the gradient of keys takes steps of its own
         return None
     heads, m, d = q.shape[:2], *landmarks.shape[-2:]
